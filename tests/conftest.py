@@ -1,0 +1,30 @@
+"""Shared fixtures. `pytest tests --golden DIR` runs the parity tests over another folder of recorded cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden",
+        metavar="DIR",
+        default=str(Path(__file__).parent / "golden"),
+        help="folder of parity cases, one subfolder a paper (default: tests/golden)",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_dir(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """`golden_dir(slug)`: the folder of a paper's cases; skips if the given folder has none for that paper."""
+
+    def folder(slug: str) -> Path:
+        path = Path(request.config.getoption("--golden")) / slug
+        if not path.is_dir():
+            pytest.skip(f"no cases for {slug} in {path.parent}")
+        return path
+
+    return folder

@@ -1,0 +1,1 @@
+"""The two command lines: `lightning run` and `zoo`."""

@@ -1,0 +1,76 @@
+"""What every paper's LightningModule shares: the contract that `zoo.load`, the recipes and the callbacks rely on."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from zoo.errors import ZooError
+
+StateDict = dict[str, Tensor]
+
+
+class ZooModule(LightningModule):
+    """Base class of the zoo's models.
+
+    A subclass sets `self.backbone` (the bare network in its ecosystem's own class), calls `save_hyperparameters()`,
+    and implements `forward` (the representation), `preprocess` (the user's raw thing to what `forward` takes) and
+    `training_step`. Where an official checkpoint exists, it overrides `convert_state_dict` as well.
+    """
+
+    backbone: nn.Module
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Turns raw input (a path, a PIL image, ...) into the batch that `forward` takes."""
+        raise NotImplementedError(f"{type(self).__name__} has no preprocess yet")
+
+    @classmethod
+    def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
+        """Renames the keys of an official checkpoint to ours; what is ours already passes through unchanged."""
+        return state_dict
+
+    def load_weights(self, state_dict: StateDict, source: str = "these weights") -> None:
+        """Loads `state_dict` (ours or the official one, told apart by its keys), strictly.
+
+        Raises `ZooError` that names the keys that are missing, left over or of another shape.
+        """
+        state = self.convert_state_dict(state_dict)
+        own = self.state_dict()
+        problems = [f"{key} is missing" for key in own if key not in state]
+        problems += [f"{key} is not a parameter of this model" for key in state if key not in own]
+        problems += [
+            f"{key} has shape {tuple(state[key].shape)}, the model needs {tuple(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ]
+        if problems:
+            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise ZooError(f"{source} do not fit {type(self).__name__}: {shown}.")
+        self.load_state_dict(state)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Lets `zoo.load(run_folder_or_ckpt)` find the class without the recipe.
+        checkpoint["zoo"] = {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
+
+
+def import_class(class_path: str) -> type:
+    """The class behind `package.module.Class`; a `ZooError` says which part does not exist."""
+    module_name, _, class_name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ZooError(f"Cannot import {class_path!r}: {error}.") from error
+
+
+def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters of `module`."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+
+
+def full_precision(device_type: str) -> torch.autocast:
+    """Context in which autocast is off: for losses that need float32 (log-softmax over long rows)."""
+    return torch.autocast(device_type, enabled=False)

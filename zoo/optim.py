@@ -1,0 +1,113 @@
+"""Optimiser, schedule and clipping rules that papers share (MAE's family first)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from zoo.errors import ZooError
+
+
+def effective_batch_size(trainer: Trainer, batch_size: int) -> int:
+    """Images of one optimiser step: per-device batch x devices x nodes x gradient accumulation."""
+    return batch_size * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def scaled_lr(base_lr: float, effective_batch: int) -> float:
+    """The linear scaling rule of Goyal et al. 2017 as MAE states it: `base_lr` is meant for 256 images."""
+    return base_lr * effective_batch / 256
+
+
+def resolve_lr(module: LightningModule, base_lr: float, lr: float | None) -> float:
+    """`lr` if given, else `base_lr` scaled by the run's effective batch, which the datamodule's `batch_size` gives."""
+    if lr is not None:
+        return lr
+    batch_size = getattr(getattr(module.trainer, "datamodule", None), "batch_size", None)
+    if batch_size is None:
+        raise ZooError(
+            "The learning rate follows the batch size, but the data module has no `batch_size`: give model.lr a value."
+        )
+    return scaled_lr(base_lr, effective_batch_size(module.trainer, batch_size))
+
+
+def warmup_cosine_lr(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, max_epochs: float) -> float:
+    """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine down to `min_lr`."""
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    span = max(max_epochs - warmup_epochs, 1e-12)
+    progress = min((epoch - warmup_epochs) / span, 1.0)
+    return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def fractional_epoch(step: int, batches_per_epoch: int, accumulate: int = 1) -> float:
+    """Epochs seen before optimiser step `step`, in steps of whole accumulation groups (the last one may be short)."""
+    steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
+    return step // steps_per_epoch + (step % steps_per_epoch) * accumulate / batches_per_epoch
+
+
+def warmup_cosine(
+    module: LightningModule, optimizer: Optimizer, *, lr: float, min_lr: float = 0.0, warmup_epochs: float = 0.0
+) -> dict[str, Any]:
+    """MAE's schedule as Lightning's scheduler config: stepped every optimiser step, counted in fractional epochs.
+
+    A parameter group's `lr_scale` (layer-wise decay) multiplies the rate, also its floor `min_lr`.
+    The length comes from the trainer: `max_epochs`, or `max_steps` where that ends the run first.
+    """
+    trainer = module.trainer
+    total_steps = trainer.estimated_stepping_batches  # also sets up the data, so that the batch count is known
+    if not math.isfinite(total_steps):
+        raise ZooError("A cosine schedule needs an end: give trainer.max_epochs or trainer.max_steps a value.")
+    batches, accumulate = int(trainer.num_training_batches), trainer.accumulate_grad_batches
+    max_epochs = fractional_epoch(int(total_steps), batches, accumulate)
+
+    def rate(step: int, scale: float) -> float:
+        epoch = fractional_epoch(step, batches, accumulate)
+        value = warmup_cosine_lr(epoch, lr=lr, min_lr=min_lr, warmup_epochs=warmup_epochs, max_epochs=max_epochs)
+        return scale * value / lr  # LambdaLR multiplies each group's initial rate, which is lr
+
+    factors = [lambda step, scale=group.get("lr_scale", 1.0): rate(step, scale) for group in optimizer.param_groups]
+    return {"scheduler": LambdaLR(optimizer, factors), "interval": "step", "name": "lr"}
+
+
+def adamw(
+    module: LightningModule, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    """AdamW, fused unless fp16 loss scaling needs the gradients unscaled before clipping."""
+    fused = str(module.trainer.precision) != "16-mixed"
+    return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+
+
+@torch.no_grad()
+def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> list[Tensor]:
+    """Clips the L2 norm of each tensor's gradient on its own, as the official DropPos and DINO code do.
+
+    Returns the norms before clipping; nothing waits for the device.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if not grads:
+        return []
+    norms = torch._foreach_norm(grads)
+    factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+    torch._foreach_mul_(grads, factors)
+    return list(norms)
+
+
+def clip_gradients(
+    module: LightningModule, clip_grad: float | None, clip_mode: str, trainer_clip_val: float | None
+) -> None:
+    """Body of `configure_gradient_clipping`: global norm (the paper's meaning) or per tensor (official code)."""
+    if trainer_clip_val is not None:
+        raise ZooError("This model clips its own gradients: use model.clip_grad instead of trainer.gradient_clip_val.")
+    if not clip_grad:
+        return
+    if clip_mode == "per_tensor":
+        clip_per_tensor(module.parameters(), clip_grad)
+    else:
+        nn.utils.clip_grad_norm_(module.parameters(), clip_grad)
