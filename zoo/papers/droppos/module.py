@@ -305,6 +305,18 @@ class DropPos(ZooModule):
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._log("val", self.position_task(batch[0]), batch[0].shape[0])
 
+    def baselines(self) -> dict[str, tuple[str, str, float]]:
+        """What to hold logged metrics against, for the ProbeReport callback."""
+        return {"val/position_acc": ("position top-1", f"chance, 1 of {self.num_patches}", 1 / self.num_patches)}
+
+    def figures(self, batch: tuple[Tensor, ...]) -> dict[str, Any]:
+        """Pictures of a batch, for the Figures callback."""
+        from zoo.papers.droppos.figures import draw_positions  # matplotlib is only needed here
+
+        images = batch[0][:6]
+        out = self.position_task(images)
+        return {"positions": draw_positions(images, out.masks, out.logits, self.hparams.patch_size)}
+
     def _log(self, stage: str, out: DropPosOutput, batch_size: int) -> None:
         values = {"loss": out.loss.detach(), "position_acc": out.position_acc}
         if self.hparams.attn_guide or self.hparams.conf_ignore:

@@ -1,0 +1,160 @@
+"""Builds what a recipe describes with LightningCLI and runs it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from zoo.callbacks.dry_run import DryRun
+from zoo.callbacks.seeding import SeedPerRank
+from zoo.cli.run import new_run_dir
+from zoo.errors import ZooError
+
+# Lightning's hints that a user of a recipe can do nothing about.
+_NOISE = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*is deprecated.*",
+    ".*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",
+    ".*GPU available but not used.*",
+    ".*pin_memory.*no accelerator.*",
+    ".*already configured with model summary.*",
+)
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI whose arguments come from a recipe and the command line's overrides."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--recipe", type=dict, default={}, help="what the recipe says about itself")
+        parser.add_argument("--ckpt_path", type=str, default=None, help="checkpoint to go on from")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)  # the parent warns that sys.argv is there too
+
+
+def execute(
+    path: Path,
+    config: dict[str, Any],
+    args: list[str],
+    *,
+    label: str,
+    run_dir: str | None,
+    print_config: bool,
+    dry_run: bool,
+) -> None:
+    """Runs the recipe at `path` (`config` is its parsed content) with the override arguments `args`."""
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("lightning.pytorch").addFilter(_keep)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_keep)
+    asks_only = print_config or "--help" in args or "-h" in args
+    folder = Path("runs") if asks_only else new_run_dir(label, run_dir)
+    args = ["--config", str(path), *args, *(["--print_config"] if print_config else [])]
+    own_checkpoint = any(_is_checkpoint(callback) for callback in (config.get("trainer") or {}).get("callbacks") or [])
+    dry = DryRun() if dry_run else None
+    defaults = _trainer_defaults(folder, dry, own_checkpoint)
+    if dry_run:
+        args += ["--trainer.fast_dev_run", "2", "--trainer.callbacks", "null"]
+    try:
+        cli = RecipeCLI(
+            run=False,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=defaults,
+            save_config_callback=None if dry_run else LightningCLI.__init__.__defaults__[2],
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+        )
+        if dry is not None:
+            dry.max_epochs = cli.config.trainer.max_epochs
+        _go(cli, folder, dry_run)
+    except ArgumentError as error:
+        raise ZooError(f"{path}: {_first_line(error)}") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ZooError(
+            f"The disk is full: nothing more could be written to {folder}. The last complete checkpoint is still "
+            "there; free some space and go on from it with --ckpt_path."
+        ) from error
+
+
+def _go(cli: RecipeCLI, folder: Path, dry_run: bool) -> None:
+    header = cli.config.get("recipe") or {}
+    subcommand = header.get("subcommand", "fit")
+    if rank_zero_only.rank == 0 and not dry_run:
+        print(f"{header.get('title', 'Recipe')}\nWriting to {folder}\n", flush=True)
+    getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.get("ckpt_path"))
+    if cli.trainer.interrupted:
+        print(f"\nStopped. What there is lies in {folder}.")
+        sys.exit(130)
+    if rank_zero_only.rank == 0 and not dry_run:
+        _summary(folder, header)
+
+
+def _summary(folder: Path, header: Any) -> None:
+    found = [
+        ("checkpoint", sorted(folder.glob("checkpoints/last.ckpt")) or sorted(folder.glob("checkpoints/*.ckpt"))),
+        ("pictures", sorted(folder.glob("figures/*.png"))),
+        ("results", sorted(folder.glob("results*.json"))),
+        ("metrics", sorted(folder.glob("metrics.csv"))),
+        ("config", sorted(folder.glob("config.yaml"))),
+    ]
+    print("\nLeft behind:")
+    for what, files in found:
+        for file in files:
+            print(f"  {what:<11}{file}")
+    print(f"  {'curves':<11}tensorboard --logdir {folder}")
+    steps = [step.format(run=folder) for step in header.get("next") or []]
+    if steps:
+        print("Try next:")
+        for step in steps:
+            print(f"  {step}")
+
+
+def _trainer_defaults(folder: Path, dry_run: DryRun | None, own_checkpoint: bool) -> dict[str, Any]:
+    callbacks: list[Callback] = [SeedPerRank()]
+    if dry_run is not None:
+        return {"callbacks": [*callbacks, dry_run], "enable_progress_bar": False, "default_root_dir": str(folder)}
+    interactive = sys.stdout.isatty()
+    callbacks.append(RichProgressBar(leave=False) if interactive else TQDMProgressBar(refresh_rate=50))
+    if not own_checkpoint:
+        callbacks.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="epoch{epoch:04d}", save_last=True,
+                                         auto_insert_metric_name=False))  # fmt: skip
+    return {
+        "callbacks": callbacks,
+        "default_root_dir": str(folder),
+        "logger": [
+            TensorBoardLogger(save_dir=folder, name="", version="", default_hp_metric=False),
+            CSVLogger(save_dir=folder, name="", version=""),
+        ],
+    }
+
+
+def _is_checkpoint(callback: Any) -> bool:
+    return isinstance(callback, dict) and str(callback.get("class_path", "")).endswith("ModelCheckpoint")
+
+
+def _keep(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not any(part in text for part in ("litlogger", "LitLogger", "TPU available", "HPU available", "to estimate"))
+
+
+def _first_line(error: Exception) -> str:
+    """jsonargparse nests its reasons over many lines; the innermost ones say what is wrong."""
+    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+    return " ".join(lines[:4])

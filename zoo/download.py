@@ -1,0 +1,200 @@
+"""Getting one file from upstream: https with resume, the Hugging Face hub, Google Drive."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from requests import Response
+
+    from zoo.catalog import Source
+
+ATTEMPTS = 4  # in a row without a new byte
+BACKOFF = 1.0  # seconds before the second attempt, doubled each time
+TIMEOUT = (10, 60)  # seconds: to connect, between two reads
+CHUNK = 1 << 20
+
+
+class DownloadError(ZooError):
+    """Upstream could not be reached or did not give the file; `where` it is goes into the message."""
+
+
+def download(source: Source, target: Path, *, pinned: bool, label: str) -> None:
+    """Gets what `source` points at into `target` (complete on return; resumed if `target` holds the start of it).
+
+    Args:
+        pinned: the sha256 of the whole is known, so a resumed file that does not fit together will be noticed.
+        label: name for the progress bar.
+
+    Raises `DownloadError` if upstream cannot be reached or refuses, `OSError` if the disk does not take the file.
+    """
+    if source.kind == "https":
+        _https(str(source.url), target, pinned, label)
+    elif source.kind == "hf":
+        _huggingface(source, target)
+    elif source.kind == "gdrive":
+        _google_drive(str(source.url), target)
+    else:
+        raise ValueError(source.kind)
+
+
+# ---------------------------------------------------------------------- https
+
+
+def _https(url: str, target: Path, pinned: bool, label: str) -> None:
+    import requests
+
+    validator = target.with_name(target.name + ".validator")
+    attempt = 0
+    with _progress(label) as progress, requests.Session() as session:
+        while True:
+            have = _size(target)
+            try:
+                if _https_attempt(session, url, target, validator, pinned, progress):
+                    validator.unlink(missing_ok=True)
+                    return
+                reason = "the connection ended early"
+            except requests.RequestException as error:
+                reason = _reason(error)
+            attempt = 0 if _size(target) > have else attempt + 1
+            if attempt >= ATTEMPTS:
+                raise DownloadError(f"Cannot download {url}: {reason}.")
+            time.sleep(BACKOFF * 2**attempt)
+
+
+def _https_attempt(session: Any, url: str, target: Path, validator: Path, pinned: bool, progress: Any) -> bool:
+    """One request; True if `target` is complete after it."""
+    start = _size(target)
+    stored = json.loads(validator.read_text()) if validator.is_file() else None
+    if start and (stored is None or stored["url"] != url) and not pinned:
+        start = 0  # nothing says that the rest still belongs to this start
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if stored is not None and stored["url"] == url:
+            headers["If-Range"] = stored["validator"]
+    with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416:
+            target.unlink(missing_ok=True)
+            return False
+        if response.status_code in (408, 425, 429) or response.status_code >= 500:
+            response.raise_for_status()
+        if not response.ok:
+            raise DownloadError(f"Cannot download {url}: the server answers {response.status_code} {response.reason}.")
+        if response.status_code != 206 or _range_start(response) != start:
+            if response.status_code == 206:
+                target.unlink(missing_ok=True)
+                return False
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        _store_validator(response, url, validator)
+        if total is not None:
+            _check_room(target, total - start)
+        progress(start, total)
+        with target.open("ab" if start else "wb") as file:
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                progress(file.tell(), total)
+            file.flush()
+            os.fsync(file.fileno())
+    return total is None or _size(target) == total
+
+
+def _store_validator(response: Response, url: str, path: Path) -> None:
+    etag = response.headers.get("ETag", "")
+    strong = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+    if strong:
+        path.write_text(json.dumps({"url": url, "validator": strong}))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _range_start(response: Response) -> int:
+    value = response.headers.get("Content-Range", "")  # "bytes 100-199/200"
+    with contextlib.suppress(ValueError, IndexError):
+        return int(value.split()[1].split("-")[0])
+    return -1
+
+
+def _check_room(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB are free", str(target))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _reason(error: Exception) -> str:
+    """requests wraps urllib3 wraps the socket's own words: the innermost ones are for people."""
+    inner: BaseException = error
+    while (deeper := inner.__cause__ or getattr(inner, "reason", None) or inner.__context__) is not None:
+        if not isinstance(deeper, BaseException):
+            break
+        inner = deeper
+    return str(getattr(inner, "strerror", None) or inner).rstrip(".") or type(inner).__name__
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Any:
+    """A bar on stderr for people who watch; nothing in a pipe or log."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+# ---------------------------------------------------------------------- services with a client of their own
+
+
+def _huggingface(source: Source, target: Path) -> None:
+    import huggingface_hub
+
+    staging = target.with_name(target.name + ".hf")  # its own metadata makes this resumable
+    where = f"{source.url}/{source.filename} at {source.revision} on the Hugging Face hub"
+    try:
+        got = huggingface_hub.hf_hub_download(
+            repo_id=str(source.url), filename=str(source.filename), revision=source.revision, local_dir=staging
+        )
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise DownloadError(f"Cannot download {where}: {_one_line(error)}.") from error
+    os.replace(got, target)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _google_drive(url: str, target: Path) -> None:
+    import gdown
+
+    where = {"url": url} if "/" in url else {"id": url}
+    staging = target.with_name(target.name + ".gdrive")
+    try:
+        got = gdown.download(output=str(staging), quiet=not os.isatty(2), use_cookies=False, timeout=TIMEOUT, **where)
+    except Exception as error:
+        staging.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise
+        raise DownloadError(f"Cannot download {url} from Google Drive: {_one_line(error)}.") from error
+    if got is None or not staging.is_file():
+        raise DownloadError(f"Google Drive gave no file for {url}.")
+    os.replace(staging, target)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")
