@@ -75,15 +75,21 @@ class RandomResizedCropFlip:
 
 
 class ResizeCenterCrop:
-    """Evaluation view, PIL RGB image to uint8 (3, size, size): shorter side to size * 256 / 224, bicubic, centre crop."""
+    """Evaluation view, PIL RGB image to uint8 (3, size, size): shorter side to size / crop_pct, bicubic, centre crop.
+
+    The same pixels as torchvision's Resize and CenterCrop up to the filter's reach at the crop's border, without
+    resampling what is cropped away.
+    """
 
     def __init__(self, size: int, crop_pct: float = 224 / 256) -> None:
         self.size, self.crop_pct = size, crop_pct
 
     def __call__(self, image: Image.Image) -> Tensor:
         width, height = image.size
-        factor = self.size / self.crop_pct / min(width, height)
-        side = self.size / factor  # of the centre square, in the original's pixels
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (max(left, 0), max(top, 0), min(left + side, width), min(top + side, height))
+        short = int(self.size / self.crop_pct)
+        new_width = short if width <= height else int(short * width / height)
+        new_height = short if height <= width else int(short * height / width)
+        left, top = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
+        fx, fy = width / new_width, height / new_height
+        box = (left * fx, top * fy, min((left + self.size) * fx, width), min((top + self.size) * fy, height))
         return to_uint8(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))

@@ -21,7 +21,7 @@ from zoo.recipes import HEADER, HEADER_FIELDS, find_recipe, recipe_names
 
 SOURCE_KINDS = ("manual", "https", "hf", "gdrive", "file")
 FORMATS = ("official", "zoo")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -125,7 +125,10 @@ class Manifest:
         for result in self.results:
             detail = ", ".join(part for part in (result.protocol, result.source) if part)
             rows.append(("result", f"{result.metric} {result.value:g}" + (f" ({detail})" if detail else "")))
-        rows += [("verified", "yes" if self.verified else "no, not yet checked against the file"), ("notes", self.notes)]
+        rows += [
+            ("verified", "yes" if self.verified else "no, not yet checked against the file"),
+            ("notes", self.notes),
+        ]
         lines = [f"{self.name}: {self.title}"]
         return "\n".join(lines + [f"  {label:<11}{value}" for label, value in rows if value is not None])
 
@@ -233,9 +236,9 @@ def read_manifest(path: Path) -> Manifest:
     """Parses and checks a manifest. Raises `ZooError`, one line that names the file and the field."""
     values = _read_yaml(path)
     check = _Check(path)
-    check.keys(values, Manifest, "", skip=("path",))
+    check.keys(values, Manifest, "")
     check.types(values, Manifest, "")
-    if not _NAME.fullmatch(values["name"]):
+    if not NAME.fullmatch(values["name"]):
         check.fail("name", "is letters, digits, '.', '_' and '-' only")
     sha256 = values.get("sha256")
     if sha256 is not None and not _SHA256.fullmatch(sha256):
@@ -261,7 +264,9 @@ def _source(values: Mapping[str, Any], check: _Check) -> Source:
     check.types(values, Source, "source.")
     kind = values["kind"]
     if kind not in SOURCE_KINDS:
-        check.fail("source.kind", f"is one of {', '.join(SOURCE_KINDS)}, not {kind!r}.{did_you_mean(kind, SOURCE_KINDS)}")
+        check.fail(
+            "source.kind", f"is one of {', '.join(SOURCE_KINDS)}, not {kind!r}.{did_you_mean(kind, SOURCE_KINDS)}"
+        )
     needed = {"manual": ["url"], "https": ["url"], "hf": ["url", "revision", "filename"], "gdrive": ["url"]}
     for key in needed.get(kind, ["filename"]):
         if not values.get(key):
@@ -280,38 +285,41 @@ def _source(values: Mapping[str, Any], check: _Check) -> Source:
 class _Check:
     """Raises `ZooError`s that name the manifest's file and the field."""
 
-    _TYPES: Mapping[str, tuple[type, ...]] = {
-        "source": (Mapping,),
-        "init_args": (Mapping,),
-        "results": (list,),
-        "parameters": (int,),
-        "verified": (bool,),
-        "value": (int, float),
+    # By the dataclasses' annotations: what YAML should give, and that in words.
+    _TYPES: Mapping[str, tuple[type | tuple[type, ...], str]] = {
+        "str": (str, "text"),
+        "int": (int, "a number"),
+        "float": ((int, float), "a number"),
+        "bool": (bool, "true or false"),
+        "Source": (dict, "a mapping"),
+        "dict[str, Any]": (dict, "a mapping"),
+        "tuple[Result, ...]": (list, "a list"),
     }
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fail(self, key: str, what: str) -> None:
-        raise ZooError(f"{self.path}: {key} {what.rstrip('.')}.".replace("?.", "?"))
+        raise ZooError(f"{self.path}: {key} {what}.")
 
-    def keys(self, values: Mapping[str, Any], cls: type, prefix: str, skip: tuple[str, ...] = ()) -> None:
-        known = [f.name for f in fields(cls) if f.name not in skip]
+    def keys(self, values: Mapping[str, Any], cls: type, prefix: str) -> None:
+        known = [f.name for f in fields(cls) if f.name != "path"]
         for key in values:
             if key not in known:
                 raise ZooError(f"{self.path}: unknown field '{prefix}{key}'.{did_you_mean(str(key), known)}")
         for f in fields(cls):
             required = f.default is f.default_factory  # both are dataclasses.MISSING
-            if f.name not in skip and required and values.get(f.name) is None:
+            if required and values.get(f.name) is None:
                 self.fail(prefix + f.name, "is missing")
 
     def types(self, values: Mapping[str, Any], cls: type, prefix: str) -> None:
         for f in fields(cls):
-            value, wanted = values.get(f.name), self._TYPES.get(f.name, (str,))
-            bad = not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)
-            if value is not None and bad:
-                words = {Mapping: "a mapping", list: "a list", int: "a number", bool: "true or false", str: "text"}
-                self.fail(prefix + f.name, f"should be {words[wanted[0]]}, not {value!r}")
+            value = values.get(f.name)
+            if value is None:
+                continue
+            wanted, words = self._TYPES[str(f.type).removesuffix(" | None")]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                self.fail(prefix + f.name, f"should be {words}, not {value!r}")
 
 
 def _rooms_dir() -> Path:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 ATTEMPTS = 4  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second attempt, doubled each time
 TIMEOUT = (10, 60)  # seconds: to connect, between two reads
-CHUNK = 1 << 20
+CHUNK = 1 << 16  # bytes; a cut connection loses at most one
 
 
 class DownloadError(ZooError):
-    """Upstream could not be reached or did not give the file; `where` it is goes into the message."""
+    """Upstream could not be reached or did not give the file."""
 
 
 def download(source: Source, target: Path, *, pinned: bool, label: str) -> None:
@@ -63,6 +63,8 @@ def _https(url: str, target: Path, pinned: bool, label: str) -> None:
                     validator.unlink(missing_ok=True)
                     return
                 reason = "the connection ended early"
+            except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
+                raise DownloadError(f"Cannot download {url}: {_one_line(error)}.") from error
             except requests.RequestException as error:
                 reason = _reason(error)
             attempt = 0 if _size(target) > have else attempt + 1

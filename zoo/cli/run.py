@@ -124,3 +124,6 @@ def new_run_dir(label: str, run_dir: str | None) -> Path:
         path = Path(run_dir)
     os.environ["ZOO_RUN_DIR"] = str(path.resolve())
     return path
+
+if __name__ == "__main__":
+    main()
