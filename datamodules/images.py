@@ -102,7 +102,7 @@ def open_images(
     Args:
         root: one of
             - a folder with `train/` and `val/` (or `validation/`, `test/`), each with one subfolder a class;
-            - the same with `train.txt` and `val.txt` beside them, `relative/path label` a line (official ImageNet lists);
+            - the same with the official ImageNet lists `train.txt` and `val.txt`, `relative/path label` a line;
             - a folder with one subfolder a class: a stratified share `val_fraction` is held out, by `seed`;
             - a folder with `train.parquet` and `test.parquet` (or `val`, `validation`), columns `image` and `label`;
             - the word `digits`: scikit-learn's handwritten digits, 8x8 pixels, split like a folder without splits.

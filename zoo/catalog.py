@@ -151,7 +151,11 @@ class Recipe:
 
     def __str__(self) -> str:
         rows = [("stage", self.stage), ("hardware", self.hardware), ("time", self.time), ("metric", self.metric)]
-        rows += [("file", self.path), ("run it", f"lightning run {self.name}"), ("copy it", f"zoo cp {self.name} .")]
+        rows += [
+            ("file", str(self.path)),
+            ("run it", f"lightning run {self.name}"),
+            ("copy it", f"zoo cp {self.name} ."),
+        ]
         return "\n".join([f"{self.name}: {self.title}"] + [f"  {label:<11}{value}" for label, value in rows if value])
 
 
@@ -203,7 +207,7 @@ def recipe_info(name: str) -> Recipe:
     if not isinstance(header, Mapping):
         raise ZooError(f"{path}: {HEADER} should hold {', '.join(HEADER_FIELDS)}.")
     known = {key: str(header[key]) for key in ("title", "stage", "hardware", "time", "metric") if header.get(key)}
-    return Recipe(name=name, path=path, **known)  # type: ignore[arg-type]
+    return Recipe(name=name, path=path, **known)
 
 
 def paper_info(slug: str) -> Paper:

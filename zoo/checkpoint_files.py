@@ -39,7 +39,7 @@ def file_kind(path: str | Path) -> str:
     if head.startswith(b"PK\x03\x04"):
         _check_archive(path)
         return "pickle"
-    if head[:1] == b"\x80" and head[1] in (2, 3, 4, 5):
+    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         return "pickle"
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         return "safetensors"
@@ -149,8 +149,8 @@ def _safe_globals() -> list[Any]:
         pathlib.PosixPath,
         pathlib.PurePosixPath,
         np.dtype,
-        multiarray.scalar,  # type: ignore[attr-defined]
-        (multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+        multiarray.scalar,
+        (multiarray.scalar, "numpy.core.multiarray.scalar"),
         *scalars,
         *{type(np.dtype(scalar)) for scalar in scalars},
     ]

@@ -64,7 +64,7 @@ def _https(url: str, target: Path, pinned: bool, label: str) -> None:
                     return
                 reason = "the connection ended early"
             except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-                raise DownloadError(f"Cannot download {url}: {_one_line(error)}.") from error
+                raise DownloadError(f"Cannot download {url}: {_reason(error)}.") from error
             except requests.RequestException as error:
                 reason = _reason(error)
             attempt = 0 if _size(target) > have else attempt + 1
@@ -138,14 +138,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _reason(error: Exception) -> str:
-    """requests wraps urllib3 wraps the socket's own words: the innermost ones are for people."""
-    inner: BaseException = error
-    while (deeper := inner.__cause__ or getattr(inner, "reason", None) or inner.__context__) is not None:
-        if not isinstance(deeper, BaseException):
-            break
-        inner = deeper
-    return str(getattr(inner, "strerror", None) or inner).rstrip(".") or type(inner).__name__
+def _reason(error: BaseException) -> str:
+    """Clients wrap the socket's own words several times over: the innermost ones are for people."""
+    while isinstance(deeper := error.__cause__ or getattr(error, "reason", None) or error.__context__, BaseException):
+        error = deeper
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:300].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -176,7 +174,7 @@ def _huggingface(source: Source, target: Path) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise DownloadError(f"Cannot download {where}: {_one_line(error)}.") from error
+        raise DownloadError(f"Cannot download {where}: {_reason(error)}.") from error
     os.replace(got, target)
     shutil.rmtree(staging, ignore_errors=True)
 
@@ -184,7 +182,7 @@ def _huggingface(source: Source, target: Path) -> None:
 def _google_drive(url: str, target: Path) -> None:
     import gdown
 
-    where = {"url": url} if "/" in url else {"id": url}
+    where: dict[str, Any] = {"url": url} if "/" in url else {"id": url}
     staging = target.with_name(target.name + ".gdrive")
     try:
         got = gdown.download(output=str(staging), quiet=not os.isatty(2), use_cookies=False, timeout=TIMEOUT, **where)
@@ -192,11 +190,7 @@ def _google_drive(url: str, target: Path) -> None:
         staging.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        raise DownloadError(f"Cannot download {url} from Google Drive: {_one_line(error)}.") from error
+        raise DownloadError(f"Cannot download {url} from Google Drive: {_reason(error)}.") from error
     if got is None or not staging.is_file():
         raise DownloadError(f"Google Drive gave no file for {url}.")
     os.replace(staging, target)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:300].rstrip(".")

@@ -63,10 +63,8 @@ def verify(manifest: Manifest) -> tuple[Status, str]:
         return "ok", f"{path}" + ("" if manifest.sha256 else " (the manifest holds no hash to compare with)")
     entry = _entry(manifest.name, manifest.source, manifest.sha256)
     if entry is None:
-        return (
-            "not cached",
-            f"zoo {'add ' + manifest.name + ' FILE' if _manual(manifest) else 'download ' + manifest.name}",
-        )
+        manual = manifest.source.kind == "manual"
+        return "not cached", f"zoo add {manifest.name} FILE" if manual else f"zoo download {manifest.name}"
     blob = _blob(entry)
     if not blob.is_file():
         return "damaged", f"{blob} is gone"

@@ -39,6 +39,10 @@ class ZooModule(LightningModule):
         Raises `ZooError` that names the keys that are missing, left over or of another shape.
         """
         state = self.convert_state_dict(state_dict)
+        self._check_fit(state, source)
+        self.load_state_dict(state)
+
+    def _check_fit(self, state: StateDict, source: str) -> None:
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in state]
         problems += [f"{key} is not a parameter of this model" for key in state if key not in own]
@@ -50,11 +54,13 @@ class ZooModule(LightningModule):
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise ZooError(f"{source} do not fit {type(self).__name__}: {shown}.")
-        self.load_state_dict(state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lets `zoo.load(run_folder_or_ckpt)` find the class without the recipe.
         checkpoint["zoo"] = {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_fit(checkpoint["state_dict"], "The weights of this checkpoint")
 
 
 def import_class(class_path: str) -> type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def warmup_cosine(
         value = warmup_cosine_lr(epoch, lr=lr, min_lr=min_lr, warmup_epochs=warmup_epochs, max_epochs=max_epochs)
         return scale * value / lr  # LambdaLR multiplies each group's initial rate, which is lr
 
-    factors = [lambda step, scale=group.get("lr_scale", 1.0): rate(step, scale) for group in optimizer.param_groups]
+    factors = [partial(rate, scale=group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step", "name": "lr"}
 
 

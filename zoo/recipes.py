@@ -1,4 +1,4 @@
-"""Finding a recipe and checking its keys before anything is built, so that a misspelt one gets a line and not a stack."""
+"""Finding a recipe and checking its keys before anything is built, so that a misspelt one gets one clear line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ZooError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):
         raise ZooError(f"{path} is no recipe: it should hold the keys {', '.join(TOP_LEVEL)}.")
-    for problem in _problems(config):
+    try:
+        problem = next(_problems(config), None)
+    except ZooError as error:  # a class that cannot be imported
+        problem = str(error)
+    if problem:
         raise ZooError(f"{path}: {problem}")
     return config
 

@@ -22,6 +22,12 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _quiet_logging(monkeypatch):
+    # Lightning's log handler holds on to the stderr that the first test captured.
+    monkeypatch.setattr("logging.raiseExceptions", False)
+
+
 def fails(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as stop:
         main(list(argv))
@@ -123,8 +129,7 @@ def test_checkpoint_of_another_architecture(tmp_path, capsys):
         capsys, "run", "droppos/quickstart", "--run-dir", str(tmp_path / "other"), *TINY, "--model.embed_dim", "48",
         "--ckpt_path", str(run / "checkpoints" / "last.ckpt"),
     )  # fmt: skip
-    assert "last.ckpt" in error
-    assert "do not fit" in error
+    assert "The weights of this checkpoint do not fit DropPos: mask_pos_token has shape (1, 1, 24), the model" in error
 
 
 def test_full_disk_says_so_and_keeps_the_checkpoint(tmp_path, capsys, monkeypatch):

@@ -248,3 +248,11 @@ def test_learns_where_there_is_layout_and_only_there():
     assert _learn(pictures, 200) > 10 * chance
     # Three known positions of twelve visible patches narrow the others down to 13 places: that is not learning.
     assert _learn(torch.randn(512, 3, 32, 32), 60) < 2 * chance
+
+
+def test_compiles_without_graph_breaks():
+    model, images = tiny(), torch.randn(2, 3, 32, 32)
+    masks = make_masks(torch.rand(2, 16), 0.25, 0.75)
+    compiled = torch.compile(model.position_task, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images, masks).loss, model.position_task(images, masks).loss)
+    assert compiled(images).loss.isfinite()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from zoo.callbacks.folder import run_folder
 from zoo.errors import ZooError
 
 
@@ -47,7 +47,7 @@ class Figures(Callback):
             return
         import matplotlib.pyplot as plt
 
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "figures"
+        folder = run_folder(trainer) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         was_training = pl_module.training
         pl_module.eval()

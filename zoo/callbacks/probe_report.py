@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from zoo.callbacks.folder import run_folder
 from zoo.errors import ZooError
 from zoo.tasks.probes import extract_features, knn_accuracy, linear_probe_accuracy
 
@@ -55,7 +55,7 @@ class ProbeReport(Callback):
                 rows.append(_Row(name, float(trainer.callback_metrics[metric]), baseline, baseline_name))
         rows += [_Row(name, after[name], self._before[name], "same network untrained") for name in after]
         self._print(rows)
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "results.json"
+        path = run_folder(trainer) / "results.json"
         path.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:

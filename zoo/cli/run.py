@@ -125,5 +125,6 @@ def new_run_dir(label: str, run_dir: str | None) -> Path:
     os.environ["ZOO_RUN_DIR"] = str(path.resolve())
     return path
 
+
 if __name__ == "__main__":
     main()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -34,7 +37,13 @@ _NOISE = (
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI whose arguments come from a recipe and the command line's overrides."""
+    """LightningCLI whose arguments come from a recipe and the command line's overrides.
+
+    `folder` is the run folder; it is no part of the saved config, so that a saved config can be run again.
+    """
+
+    folder: Path
+    logs: bool = True
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--recipe", type=dict, default={}, help="what the recipe says about itself")
@@ -42,6 +51,17 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)  # the parent warns that sys.argv is there too
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        chosen = self.config.trainer
+        if chosen.default_root_dir is None:
+            kwargs["default_root_dir"] = self.folder
+        if self.logs and chosen.logger in (None, True):
+            kwargs["logger"] = [
+                TensorBoardLogger(save_dir=self.folder, name="", version="", default_hp_metric=False),
+                CSVLogger(save_dir=self.folder, name="", version=""),
+            ]
+        return super().instantiate_trainer(**kwargs)
 
 
 def execute(
@@ -55,6 +75,7 @@ def execute(
     dry_run: bool,
 ) -> None:
     """Runs the recipe at `path` (`config` is its parsed content) with the override arguments `args`."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", pattern)
     logging.getLogger("lightning.pytorch").addFilter(_keep)
@@ -64,17 +85,17 @@ def execute(
     args = ["--config", str(path), *args, *(["--print_config"] if print_config else [])]
     own_checkpoint = any(_is_checkpoint(callback) for callback in (config.get("trainer") or {}).get("callbacks") or [])
     dry = DryRun() if dry_run else None
-    defaults = _trainer_defaults(folder, dry, own_checkpoint)
+    callbacks = _callbacks(folder, dry, own_checkpoint)
     if dry_run:
-        args += ["--trainer.fast_dev_run", "2", "--trainer.callbacks", "null"]
+        args += ["--trainer.fast_dev_run", "2", "--trainer.callbacks", "null", "--trainer.enable_progress_bar", "false"]
     try:
-        cli = RecipeCLI(
+        cli = _recipe_cli(folder, dry_run)(
             run=False,
             args=args,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            trainer_defaults=defaults,
-            save_config_callback=None if dry_run else LightningCLI.__init__.__defaults__[2],
+            trainer_defaults={"callbacks": callbacks},
+            save_config_callback=None if dry_run else SaveConfigCallback,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
             parser_kwargs={"exit_on_error": False},
             auto_configure_optimizers=False,
@@ -83,7 +104,7 @@ def execute(
             dry.max_epochs = cli.config.trainer.max_epochs
         _go(cli, folder, dry_run)
     except ArgumentError as error:
-        raise ZooError(f"{path}: {_first_line(error)}") from error
+        raise ZooError(f"{path}: {_reason(error)}") from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -91,6 +112,11 @@ def execute(
             f"The disk is full: nothing more could be written to {folder}. The last complete checkpoint is still "
             "there; free some space and go on from it with --ckpt_path."
         ) from error
+
+
+def _recipe_cli(folder: Path, dry_run: bool) -> type[RecipeCLI]:
+    # LightningCLI does all its work in the constructor, so what it needs must be there before.
+    return type("RecipeCLI", (RecipeCLI,), {"folder": folder, "logs": not dry_run})
 
 
 def _go(cli: RecipeCLI, folder: Path, dry_run: bool) -> None:
@@ -126,23 +152,17 @@ def _summary(folder: Path, header: Any) -> None:
             print(f"  {step}")
 
 
-def _trainer_defaults(folder: Path, dry_run: DryRun | None, own_checkpoint: bool) -> dict[str, Any]:
-    callbacks: list[Callback] = [SeedPerRank()]
+def _callbacks(folder: Path, dry_run: DryRun | None, own_checkpoint: bool) -> list[Callback]:
+    """What every run gets besides the recipe's own callbacks."""
     if dry_run is not None:
-        return {"callbacks": [*callbacks, dry_run], "enable_progress_bar": False, "default_root_dir": str(folder)}
-    interactive = sys.stdout.isatty()
-    callbacks.append(RichProgressBar(leave=False) if interactive else TQDMProgressBar(refresh_rate=50))
-    if not own_checkpoint:
-        callbacks.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="epoch{epoch:04d}", save_last=True,
-                                         auto_insert_metric_name=False))  # fmt: skip
-    return {
-        "callbacks": callbacks,
-        "default_root_dir": str(folder),
-        "logger": [
-            TensorBoardLogger(save_dir=folder, name="", version="", default_hp_metric=False),
-            CSVLogger(save_dir=folder, name="", version=""),
-        ],
-    }
+        return [SeedPerRank(), dry_run]
+    bar = RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50)
+    if own_checkpoint:
+        return [SeedPerRank(), bar]
+    checkpoint = ModelCheckpoint(
+        dirpath=folder / "checkpoints", filename="epoch{epoch:04d}", save_last=True, auto_insert_metric_name=False
+    )
+    return [SeedPerRank(), bar, checkpoint]
 
 
 def _is_checkpoint(callback: Any) -> bool:
@@ -154,7 +174,15 @@ def _keep(record: logging.LogRecord) -> bool:
     return not any(part in text for part in ("litlogger", "LitLogger", "TPU available", "HPU available", "to estimate"))
 
 
-def _first_line(error: Exception) -> str:
-    """jsonargparse nests its reasons over many lines; the innermost ones say what is wrong."""
-    lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-    return " ".join(lines[:4])
+def _reason(error: Exception) -> str:
+    """jsonargparse nests its reasons over many lines: the key, what it wants and what it got, in one."""
+    text = str(error)
+    keys = re.findall(r'Parser key "([^"]+)"', text)
+    wanted = [
+        want for want in re.findall(r"Expected an? (.+?)(?:\. Got value.*)?$", text, re.M) if "NoneType" not in want
+    ]
+    if not keys or not wanted:
+        return " ".join(text.split())
+    got = re.search(r"Got value: (.+?)$", text, re.M) or re.search(r"Given value: (.+?)$", text, re.M)
+    wanted = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.", r"\1", want) for want in dict.fromkeys(wanted)]
+    return f"{'.'.join(keys)}: expected {' or '.join(wanted)}" + (f", got {got.group(1)!r}." if got else ".")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cuts (B, C, H, W) into (B, N, C * p * p): raster order, channel first within a patch, as a convolution reads it."""
+    """Cuts (B, C, H, W) into (B, N, C * p * p): raster order; within a patch channel first, as a convolution reads."""
     batch, channels, height, width = images.shape
     rows, cols = height // patch_size, width // patch_size
     patches = images.reshape(batch, channels, rows, patch_size, cols, patch_size).permute(0, 2, 4, 1, 3, 5)

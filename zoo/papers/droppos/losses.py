@@ -67,7 +67,7 @@ def position_loss(logits: Tensor, positions: Tensor, weights: Tensor, smoothing:
 def position_accuracy(logits: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
     """Share (0 to 1) of patches placed exactly right, weighted by (B, V) `weights`.
 
-    With the mask of dropped positions this is the paper's accuracy; with `position_weights` what the official code logs.
+    With the mask of dropped positions this is the paper's; with `position_weights` what the official code logs.
     """
     correct = (logits.argmax(dim=-1) == positions).float()
     return (correct * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)

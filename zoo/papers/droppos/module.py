@@ -230,7 +230,8 @@ class DropPos(ZooModule):
 
         The visible patches come embedded already; only the hidden ones are embedded here.
         """
-        hidden = embed_patches(self.backbone.patch_embed, take(patches, masks.patch_order[:, visible_tokens.shape[1] :]))
+        hidden_patches = take(patches, masks.patch_order[:, visible_tokens.shape[1] :])
+        hidden = embed_patches(self.backbone.patch_embed, hidden_patches)
         positions = self.backbone.pos_embed[0, 1:][masks.patch_order]
         tokens = self.encode(torch.cat([visible_tokens, hidden], dim=1) + positions)
         with full_precision(tokens.device.type):

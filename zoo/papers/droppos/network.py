@@ -46,9 +46,7 @@ class PositionDecoder(nn.Module):
     `forward`: (B, 1 + V, D) encoder tokens, class token first, to (B, V, num_positions).
     """
 
-    def __init__(
-        self, in_dim: int, dim: int, depth: int, num_heads: int, mlp_ratio: float, num_positions: int
-    ) -> None:
+    def __init__(self, in_dim: int, dim: int, depth: int, num_heads: int, mlp_ratio: float, num_positions: int) -> None:
         super().__init__()
         self.embed = nn.Linear(in_dim, dim)
         self.blocks = nn.Sequential(

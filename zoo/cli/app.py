@@ -1,0 +1,260 @@
+"""The `zoo` command: what there is, getting weights, features of files, exporting what was trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo import catalog, hub, loading
+from zoo.cli.tables import print_facts, print_table
+from zoo.errors import ZooError, did_you_mean
+
+
+def _examples(*commands: str) -> str:
+    """Epilog of a command's help; a blank line is what keeps each on a line of its own."""
+    return "\n\n".join(["Examples:" if len(commands) > 1 else "Example:", *commands])
+
+
+app = typer.Typer(
+    name="zoo",
+    help="A model zoo of pre-training methods. Train with `lightning run`, everything else is here.",
+    epilog="Exit codes: 0 done, 1 a verification failed, 2 something to correct.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name in the catalogue, or a manifest file.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+
+
+SHELVES = ("models", "recipes", "papers")
+
+
+class DType(StrEnum):
+    """How `zoo export` stores floating-point weights."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Console script `zoo`; returns normally when all went well, else exits with the code that says why."""
+    try:
+        app(args=argv, prog_name="zoo")
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from zoo import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command("ls", epilog=_examples("zoo ls", "zoo ls recipes", "zoo ls models 'droppos*'", "zoo ls recipes --json"))
+def list_(
+    what: Annotated[str, typer.Argument(metavar="[models|recipes|papers]", help="What to list.")] = "models",
+    pattern: Annotated[str, typer.Argument(help="Only names that match, with * and ?.")] = "*",
+    as_json: JsonOption = False,
+) -> None:
+    """List models, recipes or papers."""
+    if what not in SHELVES:
+        if pattern != "*" or not any(letter in what for letter in "*?["):
+            raise ZooError(f"`zoo ls` lists models, recipes or papers, not {what!r}.{did_you_mean(what, SHELVES)}")
+        what, pattern = "models", what  # `zoo ls 'droppos*'`
+    if what == "models":
+        models = [catalog.info(name) for name in catalog.list_models(pattern)]
+        rows = [
+            {
+                "name": model.name,
+                "paper": model.paper,
+                "parameters": model.parameters,
+                "source": model.source.kind,
+                "title": model.title,
+            }
+            for model in models
+        ]
+    elif what == "recipes":
+        recipes = [catalog.recipe_info(name) for name in catalog.list_recipes(pattern)]
+        rows = [{"name": r.name, "stage": r.stage, "hardware": r.hardware, "time": r.time, "title": r.title}
+                for r in recipes]  # fmt: skip
+    else:
+        papers = [catalog.paper_info(slug) for slug in catalog.list_papers(pattern)]
+        rows = [{"name": p.slug, "models": len(p.models), "recipes": len(p.recipes), "title": p.title} for p in papers]
+    if as_json:
+        _print_json(rows)
+    elif rows:
+        print_table(rows)
+    else:
+        print(f"No {what} match {pattern!r}." if pattern != "*" else f"There are no {what}.", file=sys.stderr)
+
+
+@app.command("info", epilog=_examples("zoo info droppos-vitb", "zoo info droppos/quickstart --json"))
+def info(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, a manifest file, or a recipe.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show all that is known of a model or recipe."""
+    found = _model_or_recipe(name)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        print_facts(str(found))
+
+
+@app.command(
+    "cp", epilog=_examples("zoo cp droppos/finetune_classification my_task.yaml", "zoo cp droppos/quickstart .")
+)
+def copy(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe.")],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="New file, or a folder to put it in.")],
+    force: ForceOption = False,
+) -> None:
+    """Copy a recipe, to edit and run as your own."""
+    source = catalog.recipe_info(recipe).path
+    target = dest / source.name if dest.is_dir() else dest
+    if target.suffix not in (".yaml", ".yml"):
+        raise ZooError(f"A recipe is a YAML file: give a name that ends in .yaml, or an existing folder, not {dest}.")
+    if target.exists() and not force:
+        raise ZooError(f"{target} exists already: choose another name, or overwrite it with --force.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    except (OSError, shutil.SameFileError) as error:
+        raise ZooError(f"Cannot write {target}: {getattr(error, 'strerror', None) or error}.") from error
+    print(f"{target}\nRun it: lightning run {target}")
+
+
+@app.command("download", epilog=_examples("zoo download droppos-vitb"))
+def download(name: NameArgument) -> None:
+    """Fetch a model's weights into the cache, and print where they are."""
+    print(hub.fetch(loading.find_manifest(name)))
+
+
+@app.command("verify", epilog=_examples("zoo verify", "zoo verify droppos-vitb && echo fine"))
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: every model.")] = None,
+) -> None:
+    """Compare weights on disk with the recorded hashes, byte by byte.
+
+    Exit code 1 if a file is damaged, or if a model that was named is not there.
+    """
+    failed = False
+    for name in names or catalog.list_models():
+        status, detail = hub.verify(loading.find_manifest(name))
+        failed |= status == "damaged" or (status == "not cached" and bool(names))
+        print(f"{status}\t{name}\t{detail}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("add", epilog=_examples("zoo add droppos-vitb ~/Downloads/checkpoint.pth"))
+def add(
+    name: NameArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The checkpoint that you downloaded.")],
+) -> None:
+    """Put a checkpoint that you downloaded by hand into the cache.
+
+    Its architecture is checked and its sha256 recorded; `zoo.load(NAME)` works from then on.
+    """
+    stored = loading.add(name, file)
+    print(f"{name} is ready: {stored}")
+
+
+@app.command(
+    "embed",
+    epilog=_examples(
+        "zoo embed droppos-vitb photos/ -o features.npz",
+        "zoo embed runs/my_run a.png b.png -o features.parquet --device cuda",
+    ),
+)
+def embed(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, manifest, .ckpt or run folder.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files, or folders to take all files of.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="features.npz or features.parquet.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Files that go through the model at once.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    pattern: Annotated[str, typer.Option(help="Which files of a folder, such as '*.png'.")] = "*",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Compute a model's features of files.
+
+    npz holds `files` and `features`, one row a file; parquet the columns `file` and `feature`.
+    """
+    from zoo.cli.embed import embed_files, expand, write_features
+
+    if output.suffix not in (".npz", ".parquet"):
+        raise ZooError(f"The output is a .npz or .parquet file, not {output}.")
+    if output.exists() and not force:
+        raise ZooError(f"{output} exists already: choose another name, or overwrite it with --force.")
+    paths = expand(files, pattern)
+    model = loading.load(name)
+    done, features, skipped = embed_files(model, paths, batch_size=batch_size, device=device, skip_bad=skip_bad)
+    write_features(output, done, features)
+    for reason in skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    count = f", {len(skipped)} skipped" if skipped else ""
+    print(f"{output}: {features.shape[0]} files x {features.shape[1]} features{count}")
+
+
+@app.command(
+    "export", epilog=_examples("zoo export runs/droppos/quickstart/20250101-120000 --name digits-vit -o models")
+)
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A training checkpoint or run folder.")],
+    name: Annotated[str, typer.Option(help="Name of the model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("."),
+    dtype: Annotated[DType, typer.Option(help="How to store the weights.")] = DType.fp32,
+    title: Annotated[str | None, typer.Option(help="One line for people.")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="Data set and length of training.")] = None,
+    license: Annotated[str | None, typer.Option(help="SPDX name of the licence of the weights.")] = None,
+    force: ForceOption = False,
+) -> None:
+    """Turn a training checkpoint into weights and a manifest that `zoo.load` takes."""
+    manifest = loading.export(
+        checkpoint,
+        name,
+        output,
+        dtype=dtype.value,
+        title=title,
+        trained_on=trained_on,
+        license=license,
+        force=force,
+    )
+    weights = manifest.with_suffix(".safetensors")
+    print(f"{manifest}\n{weights} ({weights.stat().st_size / 1e6:.1f} MB)\nLoad it: zoo.load({str(manifest)!r})")
+
+
+def _model_or_recipe(name: str) -> catalog.Manifest | catalog.Recipe:
+    models, recipes = catalog.list_models(), catalog.list_recipes()
+    if name in recipes:
+        return catalog.recipe_info(name)
+    if name in models or name.endswith((".yaml", ".yml")):
+        return loading.find_manifest(name)
+    raise ZooError(
+        f"There is no model or recipe {name!r}.{did_you_mean(name, [*models, *recipes])} "
+        "`zoo ls` and `zoo ls recipes` list them all."
+    )
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,137 @@
+"""Features of files: reading, batching, writing. Used by `zoo embed`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.module import ZooModule
+
+
+def expand(paths: Iterable[Path], pattern: str = "*") -> list[Path]:
+    """The files that `paths` name; a folder stands for the files in it that match `pattern`, at any depth.
+
+    Hidden files and folders are left out. Raises `ZooError` for a path that does not exist, or if nothing is found.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob(pattern) if file.is_file())
+            files += [f for f in inside if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ZooError(f"There is no file or folder {path}.")
+    if not files:
+        raise ZooError(f"No files that match {pattern!r} in {', '.join(str(path) for path in paths)}.")
+    return files
+
+
+def embed_files(
+    model: ZooModule, files: list[Path], *, batch_size: int = 32, device: str = "auto", skip_bad: bool = False
+) -> tuple[list[Path], np.ndarray, list[str]]:
+    """`model(model.preprocess(file))` of every file.
+
+    Returns the files, their features (files, D) as float32 (further axes flattened), and why files were skipped.
+    Raises `ZooError` that names an unreadable file, unless `skip_bad`.
+    """
+    target = pick_device(device)
+    model = model.to(target)
+    done: list[Path] = []
+    skipped: list[str] = []
+    features: list[np.ndarray] = []
+
+    def read(file: Path) -> Tensor | str:
+        try:
+            return model.preprocess(str(file))
+        except NotImplementedError as error:
+            raise ZooError(f"{type(model).__name__} cannot read files: {error}.") from error
+        except Exception as error:  # whatever the reader of this kind of file raises
+            return f"{file}: {' '.join(str(error).split()) or type(error).__name__}"
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _progress(len(files)) as advance:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            good: list[Tensor] = []
+            for file, item in zip(batch, pool.map(read, batch), strict=True):
+                if isinstance(item, str):
+                    if not skip_bad:
+                        raise ZooError(f"Cannot read {item.rstrip('.')}. --skip-bad leaves such files out.")
+                    skipped.append(item)
+                else:
+                    good.append(item)
+                    done.append(file)
+            if good:
+                with torch.inference_mode():
+                    out = model(torch.cat(good).to(target))
+                features.append(out.flatten(1).float().cpu().numpy())
+            advance(len(batch))
+    if not features:
+        raise ZooError(f"None of the {len(files)} files could be read; the first: {skipped[0]}.")
+    return done, np.concatenate(features), skipped
+
+
+def write_features(path: Path, files: list[Path], features: np.ndarray) -> None:
+    """Writes `.npz` (arrays `files`, `features`) or `.parquet` (columns `file`, `feature`), whole or not at all."""
+    names = [str(file) for file in files]
+    new = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npz":
+            with new.open("wb") as file:
+                np.savez(file, files=np.array(names), features=features)
+        else:
+            _write_parquet(new, names, features)
+        os.replace(new, path)
+    except OSError as error:
+        raise ZooError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU if there is one. Raises `ZooError` if it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ZooError(f"There is no device {device!r} here: {str(error).splitlines()[0].rstrip('.')}.") from error
+    return chosen
+
+
+def _write_parquet(path: Path, names: list[str], features: np.ndarray) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    pq.write_table(pa.table({"file": pa.array(names), "feature": rows}), path)
+
+
+def _progress(total: int) -> Any:
+    """A bar on stderr for people who watch; yields a function that advances it."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def bar() -> Any:
+        console = Console(stderr=True)
+        columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            task = progress.add_task("", total=total)
+            yield lambda count: progress.advance(task, count)
+
+    return bar()

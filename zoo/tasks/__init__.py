@@ -1,0 +1,1 @@
+"""LightningModules for fine-tuning and evaluation that take any pre-trained backbone."""

@@ -1,0 +1,59 @@
+"""Probes of frozen features: k-NN, linear, and few-label subsets. Small and deterministic, on scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import ZooError
+
+Features = tuple[np.ndarray, np.ndarray]
+"""Features (n, D) in float32 and labels (n,)."""
+
+
+@torch.no_grad()
+def extract_features(
+    features: Callable[[Tensor], Tensor], loader: Iterable[Sequence[Tensor]], device: torch.device | str = "cpu"
+) -> Features:
+    """Runs `features` over a loader of `(input, label)` batches: (n, D) float32 and (n,) labels."""
+    values, labels = [], []
+    for batch, label in loader:
+        values.append(features(batch.to(device)).float().cpu())
+        labels.append(torch.as_tensor(label))
+    if not values:
+        raise ZooError("There is nothing to extract features from: the loader is empty.")
+    return torch.cat(values).numpy(), torch.cat(labels).numpy()
+
+
+def knn_accuracy(train: Features, test: Features, k: int = 20) -> float:
+    """Accuracy (0 to 1) of k nearest neighbours by cosine, closer ones weighing more; k is cut to the training set."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbours = KNeighborsClassifier(min(k, len(train[1])), weights="distance", metric="cosine")
+    return float(neighbours.fit(*train).score(*test))
+
+
+def linear_probe_accuracy(train: Features, test: Features, c: float = 1.0, max_iter: int = 1000) -> float:
+    """Accuracy (0 to 1) of logistic regression on standardised features; `c` is the inverse L2 strength."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=max_iter))
+    return float(probe.fit(*train).score(*test))
+
+
+def few_label_subset(labels: Sequence[int], fraction: float, seed: int = 0) -> np.ndarray:
+    """Indices of a stratified share of the labels, at least one a class; a smaller share lies within a larger one."""
+    if not 0 < fraction <= 1:
+        raise ZooError(f"A share of labels lies above 0 and at most at 1, not {fraction}.")
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(members[: max(1, round(len(members) * fraction))])
+    return np.sort(np.concatenate(chosen))
