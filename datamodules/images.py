@@ -139,6 +139,19 @@ def open_images(
     return _held_out(_class_folders(path), split, val_fraction, seed, transform, on_bad_image)
 
 
+def few_label_subset(labels: Sequence[int], fraction: float, seed: int = 0) -> np.ndarray:
+    """Indices of a stratified share of the labels, at least one a class; a smaller share lies within a larger one."""
+    if not 0 < fraction <= 1:
+        raise ZooError(f"A share of labels lies above 0 and at most at 1, not {fraction}.")
+    labels = np.asarray(labels)
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(members[: max(1, round(len(members) * fraction))])
+    return np.sort(np.concatenate(chosen))
+
+
 _Source = tuple[Callable[[int], Image.Image], Sequence[str], list[int], list[str]]
 
 

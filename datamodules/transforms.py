@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from zoo.nn.images import CROP_PCT, resize_center_crop, to_uint8
 
 _RATIO = (3 / 4, 4 / 3)
 
@@ -32,11 +33,6 @@ def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tupl
         w = round(h * _RATIO[1])
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def to_uint8(image: Image.Image) -> Tensor:
-    """PIL RGB image to a uint8 tensor (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 class RandomResizedCropFlip:
@@ -75,21 +71,10 @@ class RandomResizedCropFlip:
 
 
 class ResizeCenterCrop:
-    """Evaluation view, PIL RGB image to uint8 (3, size, size): shorter side to size / crop_pct, bicubic, centre crop.
+    """Evaluation view, PIL RGB image to uint8 (3, size, size): `zoo.nn.images.resize_center_crop`."""
 
-    The same pixels as torchvision's Resize and CenterCrop up to the filter's reach at the crop's border, without
-    resampling what is cropped away.
-    """
-
-    def __init__(self, size: int, crop_pct: float = 224 / 256) -> None:
+    def __init__(self, size: int, crop_pct: float = CROP_PCT) -> None:
         self.size, self.crop_pct = size, crop_pct
 
     def __call__(self, image: Image.Image) -> Tensor:
-        width, height = image.size
-        short = int(self.size / self.crop_pct)
-        new_width = short if width <= height else int(short * width / height)
-        new_height = short if height <= width else int(short * height / width)
-        left, top = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
-        fx, fy = width / new_width, height / new_height
-        box = (left * fx, top * fy, min((left + self.size) * fx, width), min((top + self.size) * fy, height))
-        return to_uint8(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
+        return to_uint8(resize_center_crop(image, self.size, self.crop_pct))

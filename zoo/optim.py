@@ -112,3 +112,31 @@ def clip_gradients(
         clip_per_tensor(module.parameters(), clip_grad)
     else:
         nn.utils.clip_grad_norm_(module.parameters(), clip_grad)
+
+
+def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Layer-wise learning-rate decay for a timm ViT, as BEiT and MAE group it.
+
+    Embeddings are layer 0, block k is layer k + 1, all the rest (norms, head) the last; a layer's `lr_scale` is
+    layer_decay^(last - layer). No weight decay on 1-D parameters and on what the model lists in `no_weight_decay()`.
+    (timm's own grouping puts a final `norm` one layer lower.)
+    """
+    last = len(model.blocks) + 1  # type: ignore[arg-type]
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
+            layer = 0
+        elif name.startswith("blocks."):
+            layer = int(name.split(".")[1]) + 1
+        else:
+            layer = last
+        decays = parameter.ndim > 1 and name not in exempt
+        group = groups.setdefault(
+            (layer, decays),
+            {"lr_scale": layer_decay ** (last - layer), "weight_decay": weight_decay if decays else 0.0, "params": []},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -1,1 +1,7 @@
 """LightningModules for fine-tuning and evaluation that take any pre-trained backbone."""
+
+from zoo.tasks.image_classification import ImageClassification
+from zoo.tasks.knn import KNN
+from zoo.tasks.linear_probe import LinearProbe
+
+__all__ = ["KNN", "ImageClassification", "LinearProbe"]

@@ -44,16 +44,3 @@ def linear_probe_accuracy(train: Features, test: Features, c: float = 1.0, max_i
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=max_iter))
     return float(probe.fit(*train).score(*test))
-
-
-def few_label_subset(labels: Sequence[int], fraction: float, seed: int = 0) -> np.ndarray:
-    """Indices of a stratified share of the labels, at least one a class; a smaller share lies within a larger one."""
-    if not 0 < fraction <= 1:
-        raise ZooError(f"A share of labels lies above 0 and at most at 1, not {fraction}.")
-    labels = np.asarray(labels)
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        chosen.append(members[: max(1, round(len(members) * fraction))])
-    return np.sort(np.concatenate(chosen))

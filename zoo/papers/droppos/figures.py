@@ -20,7 +20,8 @@ def draw_positions(images: Tensor, masks: Masks, logits: Tensor, patch_size: int
     """One row an image, three columns.
 
     1. the image; 2. what the encoder gets: patches that keep their position in place, the others (outlined) lined up
-    beside without one; 3. the same patches where the model puts them: green right, red wrong, the surest on top.
+    beside without one; 3. the same patches where the model puts them: green right, red
+    wrong, the right and sure ones on top.
 
     Args:
         images: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
@@ -48,7 +49,7 @@ def draw_positions(images: Tensor, masks: Masks, logits: Tensor, patch_size: int
             column = side + 0.6 + slot // side
             _tile(given, patches[row, visible[row, index]], column, slot % side, "tab:orange")
         correct = 0
-        for index in torch.argsort(confidence[row]).tolist():
+        for index in torch.argsort(confidence[row] + (guess[row] == visible[row])).tolist():
             cell, at = int(visible[row, index]), int(guess[row, index])
             patch = patches[row, cell]
             if dropped[row, index]:
@@ -66,7 +67,7 @@ def draw_positions(images: Tensor, masks: Masks, logits: Tensor, patch_size: int
     titles = (
         "image",
         "what the encoder gets\n(orange: position dropped)",
-        "where the model puts it\n(green right, red wrong)",
+        "where the model puts it\n(green: right)",
     )
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)

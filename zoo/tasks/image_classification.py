@@ -1,0 +1,232 @@
+"""Fine-tuning a pre-trained ViT for image classification, as MAE and its family do it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from timm.data import Mixup
+from timm.layers import resample_abs_pos_embed
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from zoo.errors import ZooError
+from zoo.module import StateDict, ZooModule
+from zoo.nn.images import preprocess_images
+from zoo.nn.patches import sincos_positions
+from zoo.optim import adamw, clip_gradients, layer_decay_groups, resolve_lr, warmup_cosine
+from zoo.tasks.start import start_model
+
+NETWORK = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
+
+class ImageClassification(ZooModule):
+    """A timm ViT with a classifier, started from a backbone of the zoo or from scratch.
+
+    Give `backbone` (start from pre-trained weights) or `network` (timm's arguments, random weights). A checkpoint of
+    this module carries the network and the number of classes, so it loads without the backbone it started from.
+
+    Args:
+        backbone: a zoo name, a manifest, a checkpoint or a run folder whose backbone is a timm VisionTransformer.
+        network: instead of `backbone`: img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio.
+        num_classes: None takes it from the data.
+        pool: "avg" averages the patch tokens and normalises the mean, the encoder's own norm is dropped (DropPos, MAE);
+            "token" classifies the class token after the encoder's norm.
+        image_size: input side in pixels; None keeps the backbone's. Positions are interpolated to another size.
+        drop_path: stochastic depth, growing linearly to this rate.
+        train_pos_embed: let the position embedding learn; by default it stays as it is (the official runs too).
+        mixup, cutmix: their alpha; 0 turns each off. mixup_prob, mixup_switch_prob as in timm.
+        label_smoothing: of the targets.
+        base_lr: learning rate for 256 images; `lr` overrides it.
+        layer_decay: factor of the learning rate from one layer to the one below.
+        weight_decay, betas, warmup_epochs, min_lr: AdamW and MAE's schedule.
+        clip_grad: largest global gradient norm; None for no clipping, as in the official runs.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        network: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        pool: Literal["avg", "token"] = "avg",
+        image_size: int | None = None,
+        drop_path: float = 0.1,
+        train_pos_embed: bool = False,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+        label_smoothing: float = 0.1,
+        base_lr: float = 1e-3,
+        lr: float | None = None,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        layer_decay: float = 0.75,
+        warmup_epochs: float = 5.0,
+        min_lr: float = 1e-6,
+        clip_grad: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if (backbone is None) == (network is None):
+            raise ZooError("Give either model.backbone (a pre-trained start) or model.network (from scratch).")
+        self._start: StateDict | None = None
+        if backbone is not None:
+            encoder = start_model(backbone).backbone
+            if not isinstance(encoder, VisionTransformer):
+                raise ZooError(f"{backbone} has a {type(encoder).__name__}; this task fine-tunes timm's ViT only.")
+            network = _describe(encoder)
+            self._start = encoder.state_dict()
+        assert network is not None
+        unknown = sorted(set(network) - set(NETWORK))
+        if unknown:
+            raise ZooError(f"model.network does not know {', '.join(unknown)}; it takes {', '.join(NETWORK)}.")
+        self.network = dict(network, img_size=image_size or network["img_size"])
+        if num_classes is not None:
+            self._build(num_classes)
+
+    def _build(self, num_classes: int) -> None:
+        h = self.hparams
+        self.num_classes = num_classes
+        self.backbone = VisionTransformer(
+            **self.network, num_classes=num_classes, global_pool=h.pool, drop_path_rate=h.drop_path,
+            norm_layer=_layer_norm,
+        )  # fmt: skip
+        grid = self.network["img_size"] // self.network["patch_size"]
+        self.backbone.pos_embed.data.copy_(sincos_positions(grid, self.network["embed_dim"]))
+        self.backbone.pos_embed.requires_grad_(h.train_pos_embed)
+        if self._start is not None:
+            self._load_start(self._start)
+            self._start = None
+        self.mixup: Mixup | None = None
+        if h.mixup > 0 or h.cutmix > 0:
+            self.mixup = Mixup(
+                h.mixup, h.cutmix, prob=h.mixup_prob, switch_prob=h.mixup_switch_prob,
+                label_smoothing=h.label_smoothing, num_classes=num_classes,
+            )  # fmt: skip
+            self.criterion: nn.Module = SoftTargetCrossEntropy()
+        else:
+            self.criterion = LabelSmoothingCrossEntropy(h.label_smoothing)
+        scores = {"acc1": 1} | ({"acc5": 5} if num_classes > 5 else {})
+        self.accuracy = nn.ModuleDict(
+            {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in scores.items()}
+        )
+
+    def _load_start(self, state: StateDict) -> None:
+        own = self.backbone.state_dict()
+        state = {key: value for key, value in state.items() if not key.startswith(("head.", "fc_norm."))}
+        if self.hparams.pool == "avg":
+            state = {key: value for key, value in state.items() if not key.startswith("norm.")}
+        grid = self.network["img_size"] // self.network["patch_size"]
+        if state["pos_embed"].shape != own["pos_embed"].shape:
+            state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid], num_prefix_tokens=1)
+        missing, unexpected = self.backbone.load_state_dict(state, strict=False)
+        fresh = ("head.", "fc_norm.")
+        stray = [key for key in missing if not key.startswith(fresh)] + list(unexpected)
+        if stray:
+            raise ZooError(f"The backbone {self.hparams.backbone} does not fit: {', '.join(stray[:5])}.")
+        nn.init.trunc_normal_(self.backbone.head.weight, std=2e-5)
+
+    def setup(self, stage: str) -> None:
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if not hasattr(self, "num_classes"):
+            if classes is None:
+                raise ZooError("The data does not say how many classes there are: give model.num_classes a value.")
+            self._build(classes)
+        elif classes is not None and classes > self.num_classes:
+            raise ZooError(f"The data has {classes} classes, the model {self.num_classes}: set model.num_classes.")
+
+    # ------------------------------------------------------------------ the representation
+
+    @property
+    def image_size(self) -> int:
+        return self.network["img_size"]
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Paths or PIL images (one or a list) to a normalised (B, 3, image_size, image_size) batch."""
+        return preprocess_images(raw, self.image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to pooled, normalised features (B, D)."""
+        return self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) to logits (B, num_classes)."""
+        return self.backbone(images)
+
+    @classmethod
+    def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
+        """The official fine-tuned names are timm's; ours carry `backbone.` in front."""
+        names = {key: key.removeprefix("module.") for key in state_dict}
+        if "cls_token" not in names.values():
+            return state_dict
+        return {f"backbone.{names[key]}": value for key, value in state_dict.items()}
+
+    # ------------------------------------------------------------------ training
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        images, labels = batch[:2]
+        if self.mixup is not None:
+            if len(images) % 2:  # mixing pairs the batch with itself in reverse
+                images, labels = images[:-1], labels[:-1]
+            images, labels = self.mixup(images, labels)
+        loss = self.criterion(self.classify(images).float(), labels)
+        self.log("train/loss", loss.detach(), batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """(B, num_classes) probabilities."""
+        return self.classify(batch[0] if isinstance(batch, list | tuple) else batch).float().softmax(-1)
+
+    def _evaluate(self, batch: tuple[Tensor, ...], stage: str) -> None:
+        images, labels = batch[:2]
+        logits = self.classify(images).float()
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.log(f"{stage}/loss", loss, sync_dist=True, batch_size=len(images))
+        for name, metric in self.accuracy.items():
+            metric(logits, labels)
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(images))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        h = self.hparams
+        lr = resolve_lr(self, h.base_lr, h.lr)
+        groups = layer_decay_groups(self.backbone, h.weight_decay, h.layer_decay)
+        optimizer = adamw(self, groups, lr=lr, betas=tuple(h.betas), weight_decay=h.weight_decay)
+        schedule = warmup_cosine(self, optimizer, lr=lr, min_lr=h.min_lr, warmup_epochs=h.warmup_epochs)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        clip_gradients(self, self.hparams.clip_grad, "global", gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        # What it became, not where it started: the checkpoint must load without the backbone's weights at hand.
+        hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
+        hparams |= {"backbone": None, "network": self.network, "num_classes": self.num_classes, "image_size": None}
+        checkpoint["hyper_parameters"] = hparams
+
+
+def _layer_norm(dim: int, **_: Any) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-6)
+
+
+def _describe(encoder: VisionTransformer) -> dict[str, Any]:
+    block = encoder.blocks[0]
+    return {
+        "img_size": encoder.patch_embed.img_size[0],
+        "patch_size": encoder.patch_embed.patch_size[0],
+        "in_chans": encoder.patch_embed.proj.in_channels,
+        "embed_dim": encoder.embed_dim,
+        "depth": len(encoder.blocks),
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / encoder.embed_dim,
+    }
