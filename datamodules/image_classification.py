@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from datamodules.base import ZooDataModule
 from datamodules.images import ImageDataset, few_label_subset, open_images
 from datamodules.transforms import RandomResizedCropFlip, ResizeCenterCrop
+from zoo.errors import ZooError
 
 
 class ImageClassificationDataModule(ZooDataModule):
@@ -54,7 +55,8 @@ class ImageClassificationDataModule(ZooDataModule):
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        self.save_hyperparameters()
+        # Not to the logger: Lightning refuses to run where a model's argument of the same name has another value.
+        self.save_hyperparameters(logger=False)
         self.source: dict[str, Any] = dict(root=root, on_bad_image=on_bad_image, val_fraction=val_fraction, seed=seed)
         self.view = ResizeCenterCrop(image_size, eval_crop_pct)
         self.augment = self._augment()
@@ -63,6 +65,8 @@ class ImageClassificationDataModule(ZooDataModule):
 
     def _augment(self) -> Any:
         h = self.hparams
+        if h.train_augment not in ("finetune", "crop", "none"):
+            raise ZooError(f"train_augment is 'finetune', 'crop' or 'none', not {h.train_augment!r}.")
         if h.train_augment == "none":
             return self.view
         if h.train_augment == "crop":

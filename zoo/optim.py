@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,8 @@ def scaled_lr(base_lr: float, effective_batch: int) -> float:
 def resolve_lr(module: LightningModule, base_lr: float, lr: float | None) -> float:
     """`lr` if given, else `base_lr` scaled by the run's effective batch, which the datamodule's `batch_size` gives."""
     if lr is not None:
+        if lr <= 0:
+            raise ZooError(f"A learning rate lies above 0, not at {lr}.")
         return lr
     batch_size = getattr(getattr(module.trainer, "datamodule", None), "batch_size", None)
     if batch_size is None:
@@ -62,8 +64,9 @@ def warmup_cosine(
     The length comes from the trainer: `max_epochs`, or `max_steps` where that ends the run first.
     """
     trainer = module.trainer
-    total_steps = trainer.estimated_stepping_batches  # also sets up the data, so that the batch count is known
-    if not math.isfinite(total_steps):
+    total_steps = trainer.estimated_stepping_batches
+    trainer.fit_loop.setup_data()  # with max_steps alone Lightning would count the batches only later
+    if not math.isfinite(total_steps) or not math.isfinite(trainer.num_training_batches):
         raise ZooError("A cosine schedule needs an end: give trainer.max_epochs or trainer.max_steps a value.")
     batches, accumulate = int(trainer.num_training_batches), trainer.accumulate_grad_batches
     max_epochs = fractional_epoch(int(total_steps), batches, accumulate)
@@ -73,7 +76,9 @@ def warmup_cosine(
         value = warmup_cosine_lr(epoch, lr=lr, min_lr=min_lr, warmup_epochs=warmup_epochs, max_epochs=max_epochs)
         return scale * value / lr  # LambdaLR multiplies each group's initial rate, which is lr
 
-    factors = [partial(rate, scale=group.get("lr_scale", 1.0)) for group in optimizer.param_groups]
+    factors: list[Callable[[int], float]] = [
+        partial(rate, scale=group.get("lr_scale", 1.0)) for group in optimizer.param_groups
+    ]
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step", "name": "lr"}
 
 
@@ -122,7 +127,7 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
     (timm's own grouping puts a final `norm` one layer lower.)
     """
     last = len(model.blocks) + 1  # type: ignore[arg-type]
-    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    exempt: set[str] = getattr(model, "no_weight_decay", set)()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 from timm.data import Mixup
-from timm.layers import resample_abs_pos_embed
+from timm.layers import LayerScale, resample_abs_pos_embed
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, did_you_mean
 from zoo.module import StateDict, ZooModule
 from zoo.nn.images import preprocess_images
 from zoo.nn.patches import sincos_positions
 from zoo.optim import adamw, clip_gradients, layer_decay_groups, resolve_lr, warmup_cosine
-from zoo.tasks.start import start_model
+from zoo.tasks.start import check_image_size, classes_in_data, start_model
 
-NETWORK = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
+NETWORK: dict[str, Any] = {
+    "img_size": 224,
+    "patch_size": 16,
+    "in_chans": 3,
+    "embed_dim": 768,
+    "depth": 12,
+    "num_heads": 12,
+    "mlp_ratio": 4.0,
+    "qkv_bias": True,
+    "class_token": True,
+    "reg_tokens": 0,
+    "no_embed_class": False,
+    "pre_norm": False,
+    "init_values": None,
+    "norm_eps": 1e-6,
+}
+"""What `network` may say, in timm's terms, and the value of what it leaves out: MAE's ViT-B/16."""
 
 
 class ImageClassification(ZooModule):
@@ -29,7 +46,7 @@ class ImageClassification(ZooModule):
 
     Args:
         backbone: a zoo name, a manifest, a checkpoint or a run folder whose backbone is a timm VisionTransformer.
-        network: instead of `backbone`: img_size, patch_size, in_chans, embed_dim, depth, num_heads, mlp_ratio.
+        network: instead of `backbone`: any of the keys of `NETWORK`, timm's arguments (and `norm_eps`).
         num_classes: None takes it from the data.
         pool: "avg" averages the patch tokens and normalises the mean, the encoder's own norm is dropped (DropPos, MAE);
             "token" classifies the class token after the encoder's norm.
@@ -79,22 +96,47 @@ class ImageClassification(ZooModule):
             network = _describe(encoder)
             self._start = encoder.state_dict()
         assert network is not None
-        unknown = sorted(set(network) - set(NETWORK))
-        if unknown:
-            raise ZooError(f"model.network does not know {', '.join(unknown)}; it takes {', '.join(NETWORK)}.")
-        self.network = dict(network, img_size=image_size or network["img_size"])
+        for key in network:
+            if key not in NETWORK:
+                close = did_you_mean(key, NETWORK)
+                raise ZooError(f"model.network does not know {key}; it takes {', '.join(NETWORK)}.{close}")
+        self.network = NETWORK | network
+        self._start_grid = self.network["img_size"] // self.network["patch_size"]
+        if image_size is not None:
+            self.network["img_size"] = image_size
+        self._check_network()
         if num_classes is not None:
             self._build(num_classes)
 
+    def _check_network(self) -> None:
+        n = self.network
+        if n["img_size"] % n["patch_size"]:
+            raise ZooError(f"The image size {n['img_size']} is not a multiple of the patch size {n['patch_size']}.")
+        if n["embed_dim"] % n["num_heads"] or n["embed_dim"] % 4:
+            raise ZooError(f"embed_dim {n['embed_dim']} is not a multiple of 4 and of num_heads {n['num_heads']}.")
+        if self.hparams.pool not in ("avg", "token"):
+            raise ZooError(f"pool is 'avg' or 'token', not {self.hparams.pool!r}.")
+        if self.hparams.pool == "token" and not n["class_token"]:
+            raise ZooError("This backbone has no class token: use model.pool avg.")
+
+    @property
+    def _num_prefix(self) -> int:
+        """Tokens before the patches that have a row of the position embedding."""
+        return 0 if self.network["no_embed_class"] else int(self.network["class_token"]) + self.network["reg_tokens"]
+
     def _build(self, num_classes: int) -> None:
         h = self.hparams
+        if num_classes < 2:
+            raise ZooError(f"There must be at least two classes to tell apart, not {num_classes}.")
         self.num_classes = num_classes
+        args = dict(self.network)
+        norm_layer = partial(nn.LayerNorm, eps=args.pop("norm_eps"))
         self.backbone = VisionTransformer(
-            **self.network, num_classes=num_classes, global_pool=h.pool, drop_path_rate=h.drop_path,
-            norm_layer=_layer_norm,
-        )  # fmt: skip
+            **args, num_classes=num_classes, global_pool=h.pool, drop_path_rate=h.drop_path, norm_layer=norm_layer
+        )
         grid = self.network["img_size"] // self.network["patch_size"]
-        self.backbone.pos_embed.data.copy_(sincos_positions(grid, self.network["embed_dim"]))
+        positions = sincos_positions(grid, self.network["embed_dim"])[:, 1:]
+        self.backbone.pos_embed.data.zero_()[:, self._num_prefix :] = positions
         self.backbone.pos_embed.requires_grad_(h.train_pos_embed)
         if self._start is not None:
             self._load_start(self._start)
@@ -120,7 +162,9 @@ class ImageClassification(ZooModule):
             state = {key: value for key, value in state.items() if not key.startswith("norm.")}
         grid = self.network["img_size"] // self.network["patch_size"]
         if state["pos_embed"].shape != own["pos_embed"].shape:
-            state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [grid, grid], num_prefix_tokens=1)
+            state["pos_embed"] = resample_abs_pos_embed(
+                state["pos_embed"], [grid, grid], [self._start_grid] * 2, num_prefix_tokens=self._num_prefix
+            )
         missing, unexpected = self.backbone.load_state_dict(state, strict=False)
         fresh = ("head.", "fc_norm.")
         stray = [key for key in missing if not key.startswith(fresh)] + list(unexpected)
@@ -129,13 +173,13 @@ class ImageClassification(ZooModule):
         nn.init.trunc_normal_(self.backbone.head.weight, std=2e-5)
 
     def setup(self, stage: str) -> None:
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        check_image_size(self, self.image_size, ", or model.image_size to what the data gives")
         if not hasattr(self, "num_classes"):
-            if classes is None:
-                raise ZooError("The data does not say how many classes there are: give model.num_classes a value.")
-            self._build(classes)
-        elif classes is not None and classes > self.num_classes:
-            raise ZooError(f"The data has {classes} classes, the model {self.num_classes}: set model.num_classes.")
+            self._build(classes_in_data(self))
+        elif getattr(self.trainer, "datamodule", None) is not None and classes_in_data(self) != self.num_classes:
+            raise ZooError(
+                f"The data has {classes_in_data(self)} classes, the model {self.num_classes}: set model.num_classes."
+            )
 
     # ------------------------------------------------------------------ the representation
 
@@ -168,6 +212,8 @@ class ImageClassification(ZooModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         images, labels = batch[:2]
         if self.mixup is not None:
+            if len(images) == 1:
+                raise ZooError("Mixup and cutmix need two images or more: raise data.batch_size, or set both to 0.")
             if len(images) % 2:  # mixing pairs the batch with itself in reverse
                 images, labels = images[:-1], labels[:-1]
             images, labels = self.mixup(images, labels)
@@ -215,10 +261,6 @@ class ImageClassification(ZooModule):
         checkpoint["hyper_parameters"] = hparams
 
 
-def _layer_norm(dim: int, **_: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6)
-
-
 def _describe(encoder: VisionTransformer) -> dict[str, Any]:
     block = encoder.blocks[0]
     return {
@@ -229,4 +271,11 @@ def _describe(encoder: VisionTransformer) -> dict[str, Any]:
         "depth": len(encoder.blocks),
         "num_heads": block.attn.num_heads,
         "mlp_ratio": block.mlp.fc1.out_features / encoder.embed_dim,
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "class_token": encoder.has_class_token,
+        "reg_tokens": encoder.num_reg_tokens,
+        "no_embed_class": encoder.no_embed_class,
+        "pre_norm": not isinstance(encoder.norm_pre, nn.Identity),
+        "init_values": 1e-5 if isinstance(block.ls1, LayerScale) else None,  # the weights bring the values
+        "norm_eps": block.norm1.eps,
     }

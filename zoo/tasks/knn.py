@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.module import ZooModule
 from zoo.tasks.probes import extract_features, knn_accuracy
-from zoo.tasks.start import start_model
+from zoo.tasks.start import check_image_size, image_size_of, start_model
 
 
 class KNN(ZooModule):
@@ -25,11 +27,21 @@ class KNN(ZooModule):
         super().__init__()
         self.save_hyperparameters()
         self.frozen = start_model(backbone).requires_grad_(False).eval()
-        self.backbone = self.frozen.backbone
+
+    @property
+    def backbone(self) -> nn.Module:  # type: ignore[override]
+        return self.frozen.backbone
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """As the frozen model's."""
+        return self.frozen.preprocess(raw)
 
     def forward(self, images: Tensor) -> Tensor:
         """Frozen features (B, D)."""
         return self.frozen(images)
+
+    def setup(self, stage: str) -> None:
+        check_image_size(self, image_size_of(self.frozen))
 
     def on_test_start(self) -> None:
         if self.trainer.world_size > 1:

@@ -9,10 +9,9 @@ from timm.optim import Lars
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from zoo.errors import ZooError
 from zoo.module import ZooModule
 from zoo.optim import resolve_lr, warmup_cosine
-from zoo.tasks.start import describe_model, start_model
+from zoo.tasks.start import check_image_size, classes_in_data, describe_model, image_size_of, start_model
 
 
 class LinearProbe(ZooModule):
@@ -63,11 +62,9 @@ class LinearProbe(ZooModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def setup(self, stage: str) -> None:
+        check_image_size(self, image_size_of(self.frozen))
         if self.head is None:
-            classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-            if classes is None:
-                raise ZooError("The data does not say how many classes there are: give model.num_classes a value.")
-            self._build(classes)
+            self._build(classes_in_data(self))
 
     def train(self, mode: bool = True) -> LinearProbe:
         super().train(mode)

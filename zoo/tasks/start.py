@@ -1,10 +1,15 @@
-"""Where a task starts from."""
+"""Where a task starts from, and what has to agree before it runs."""
 
 from __future__ import annotations
 
+import contextvars
 from typing import Any
 
-from zoo.module import ZooModule, import_class
+from lightning import LightningModule
+
+from zoo.errors import ZooError
+from zoo.loading import build, load
+from zoo.module import ZooModule
 
 
 def start_model(backbone: str | dict[str, Any]) -> ZooModule:
@@ -13,11 +18,15 @@ def start_model(backbone: str | dict[str, Any]) -> ZooModule:
     A dict `{class_path, init_args}` gives the same module with random weights: a task's checkpoint holds one in place
     of the name, since its own state dict fills the weights.
     """
-    if isinstance(backbone, dict):
-        model = import_class(backbone["class_path"])(**backbone.get("init_args", {}))
-        return model.eval()
-    from zoo.loading import load
+    # LightningCLI announces the task's arguments in a context variable, and the inner module's save_hyperparameters
+    # would take them for its own: build it in a context that knows nothing of the task.
+    return contextvars.Context().run(_start_model, backbone)
 
+
+def _start_model(backbone: str | dict[str, Any]) -> ZooModule:
+    if isinstance(backbone, dict):
+        # `build` refuses classes that are no ZooModule: the class path comes out of a checkpoint.
+        return build(backbone["class_path"], backbone.get("init_args", {}), "The backbone of this checkpoint").eval()
     return load(backbone)
 
 
@@ -25,3 +34,27 @@ def describe_model(model: ZooModule) -> dict[str, Any]:
     """What `start_model` rebuilds `model` from."""
     init_args = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
     return {"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": init_args}
+
+
+def image_size_of(model: ZooModule) -> int | None:
+    """Side in pixels of the images that a model takes; None if it does not say."""
+    return getattr(model, "image_size", None) or model.hparams.get("image_size")
+
+
+def check_image_size(task: LightningModule, needed: int | None, advice: str = "") -> None:
+    """Raises `ZooError` if the data gives images of another size than the network takes."""
+    data = getattr(task.trainer, "datamodule", None)
+    given = data.hparams.get("image_size") if data is not None else None
+    if None not in (given, needed) and given != needed:
+        raise ZooError(
+            f"The backbone takes images of {needed} pixels, the data gives {given}: set data.image_size to {needed}"
+            f"{advice}."
+        )
+
+
+def classes_in_data(task: LightningModule) -> int:
+    """How many classes the trainer's data has. Raises `ZooError` if it does not say."""
+    count = getattr(getattr(task.trainer, "datamodule", None), "num_classes", None)
+    if count is None:
+        raise ZooError("The data does not say how many classes there are: give model.num_classes a value.")
+    return count

@@ -1,0 +1,113 @@
+"""What pre-trained weights are worth when labels are few: k-NN, linear probe and fine-tuning beside from scratch.
+
+    python benchmarks/few_labels.py droppos-vit-cifar10 --root CIFAR10_FOLDER --json out.json
+
+Each share of the labels is drawn stratified by the seed, and a smaller share lies within a larger one. "from scratch" is
+the same network with random weights: its untrained features for the probes, training from the start for fine-tuning,
+with the same epochs, augmentation and peak learning rate, but without layer-wise decay, which is meant for layers that
+are already good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from lightning import Trainer, seed_everything
+from rich.console import Console
+from rich.table import Table
+
+import zoo
+from datamodules.image_classification import ImageClassificationDataModule
+from datamodules.images import few_label_subset
+from zoo.module import ZooModule
+from zoo.tasks import ImageClassification
+from zoo.tasks.probes import Features, extract_features, knn_accuracy, linear_probe_accuracy
+
+
+def data(args: argparse.Namespace, fraction: float, image_size: int, augment: str) -> ImageClassificationDataModule:
+    return ImageClassificationDataModule(
+        args.root, image_size=image_size, batch_size=args.batch, train_augment=augment, crop_scale=(0.5, 1.0),
+        label_fraction=fraction, eval_crop_pct=1.0, num_workers=args.workers, seed=args.seed,
+    )  # fmt: skip
+
+
+def features(model: ZooModule, source: ImageClassificationDataModule) -> tuple[Features, Features]:
+    def represent(images: torch.Tensor) -> torch.Tensor:
+        return model(source.on_after_batch_transfer((images, None), 0)[0])
+
+    train, held_out = source.labelled_dataloaders()
+    return extract_features(represent, train), extract_features(represent, held_out)
+
+
+def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int) -> float:
+    seed_everything(args.seed, verbose=False)
+    common = dict(lr=args.lr, mixup=0.0, cutmix=0.0, drop_path=0.0, warmup_epochs=epochs / 10)
+    task = ImageClassification(backbone=args.backbone, layer_decay=0.75, **common)
+    if side == "scratch":
+        task = ImageClassification(network=task.network, layer_decay=1.0, **common)
+    source = data(args, fraction, task.image_size, "crop")
+    trainer = Trainer(
+        max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False,
+        enable_progress_bar=args.progress, check_val_every_n_epoch=epochs, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(task, source)
+    return float(trainer.callback_metrics["val/acc1"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbone", help="zoo name, checkpoint or run folder")
+    parser.add_argument("--root", required=True, help="labelled images, as datamodules.images takes them")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 2], help="of fine-tuning, one a fraction")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=["pretrained", "scratch"], help="one side alone")
+    parser.add_argument("--no-finetune", action="store_true")
+    parser.add_argument("--progress", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if len(args.epochs) != len(args.fractions):
+        parser.error("give as many --epochs as --fractions")
+
+    pretrained = zoo.load(args.backbone)
+    seed_everything(args.seed, verbose=False)
+    scratch = type(pretrained)(**{k: v for k, v in pretrained.hparams.items() if not k.startswith("_")}).eval()
+    sides = {"pretrained": pretrained, "scratch": scratch}
+    rows: list[dict] = []
+    for side, model in sides.items():
+        if args.only not in (None, side):
+            continue
+        everything = data(args, 1.0, model.hparams.image_size, "none")
+        (train_x, train_y), held_out = features(model, everything)
+        for fraction, epochs in zip(args.fractions, args.epochs, strict=True):
+            chosen = few_label_subset(train_y, fraction, args.seed)
+            subset = (train_x[chosen], train_y[chosen])
+            row = {"weights": side, "labels": fraction, "knn": knn_accuracy(subset, held_out)}
+            row["linear"] = linear_probe_accuracy(subset, held_out, max_iter=300)
+            if not args.no_finetune:
+                started = time.time()
+                row["finetune"] = finetune(args, side, fraction, epochs)
+                row |= {"finetune_epochs": epochs, "finetune_seconds": round(time.time() - started)}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    table = Table(title=f"{args.backbone} on {args.root}, seed {args.seed}")
+    for column in ("weights", "labels", "k-NN", "linear probe", "fine-tuned", "epochs"):
+        table.add_column(column)
+    for row in rows:
+        tuned = f"{row['finetune']:.1%}" if "finetune" in row else "-"
+        table.add_row(row["weights"], f"{row['labels']:.0%}", f"{row['knn']:.1%}", f"{row['linear']:.1%}", tuned,
+                      str(row.get("finetune_epochs", "-")))  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
