@@ -126,10 +126,11 @@ def write_report(report: Report, json_path: str | None) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 150)
     settings = ", ".join(f"{key} {value}" for key, value in report["settings"].items())
-    table = Table(title=f"{report['benchmark']}: {settings}\n{report['machine']}", title_justify="left")
+    machine = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+    table = Table(title=f"{report['benchmark']}: {settings}\n{machine}", title_justify="left", title_style="bold")
     columns = list(dict.fromkeys(key for row in report["rows"] for key in row))
     for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
+        table.add_column(column, justify="left" if isinstance(report["rows"][0][column], str) else "right")
     for row in report["rows"]:
         table.add_row(*[_shown(row.get(column)) for column in columns])
     console.print(table)

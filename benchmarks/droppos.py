@@ -216,7 +216,7 @@ def make_photos(root: Path, size: tuple[int, int], count: int = 48) -> None:
         height = min(photo.height, width * size[1] // size[0])
         left, top = generator.integers(photo.width - width + 1), generator.integers(photo.height - height + 1)
         image = photo.resize(size, Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
-        noisy = np.asarray(image) + generator.normal(0, 4, (size[1], size[0], 3))
+        noisy = np.asarray(image) + generator.normal(0, 8, (size[1], size[0], 3))
         Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8)).save(folder / f"{index}.jpg", quality=90)
 
 
@@ -241,7 +241,7 @@ def official_loader(root: Path, clone: str | None, timm: str | None) -> Iterator
         crop = transforms.RandomResizedCrop(224, (0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC)
         normalize = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         transform = transforms.Compose([crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize])
-    data = ImageFolder(root / "train", transform)
+    data = ImageFolder(root / "train" if (root / "train").is_dir() else root, transform)
     while True:
         yield from torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, drop_last=True)
 

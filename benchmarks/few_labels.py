@@ -2,7 +2,7 @@
 
     python benchmarks/few_labels.py droppos-vit-cifar10 --root CIFAR10_FOLDER --json out.json
 
-Each share of the labels is drawn stratified by the seed, and a smaller share lies within a larger one. "from scratch" is
+Each share of the labels is drawn stratified by the seed; a smaller share lies within a larger one. "scratch" is
 the same network with random weights: its untrained features for the probes, training from the start for fine-tuning,
 with the same epochs, augmentation and peak learning rate, but without layer-wise decay, which is meant for layers that
 are already good.
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("backbone", help="zoo name, checkpoint or run folder")
     parser.add_argument("--root", required=True, help="labelled images, as datamodules.images takes them")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 2], help="of fine-tuning, one a fraction")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0)

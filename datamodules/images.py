@@ -67,24 +67,30 @@ class ImageDataset(Dataset):
                 image = self.read(index)
                 return image if image.mode == "RGB" else image.convert("RGB")
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
-            raise ZooError(
-                f"Cannot read the image {self.names[index]} ({reason}). Repair or remove it, or pass over such files "
-                "with --data.on_bad_image skip."
-            ) from error
+            raise self._unreadable(index, error) from error
+
+    def _unreadable(self, index: int, error: Exception) -> ZooError:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
+        return ZooError(
+            f"Cannot read the image {self.names[index]} ({reason}). Repair or remove it, or pass over such files "
+            "with --data.on_bad_image skip."
+        )
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         for attempt in range(len(self)):
             at = (index + attempt) % len(self)
             try:
                 image = self.image(at)
-            except ZooError as error:
+                # Inside the try: a JPEG is decoded only here, so this is where a truncated one shows.
+                item = image if self.transform is None else self.transform(image)
+            except (ZooError, OSError) as caught:
+                error = caught if isinstance(caught, ZooError) else self._unreadable(at, caught)
                 if self.on_bad_image == "error":
-                    raise
+                    raise error from caught
                 self._skipped += 1
                 warnings.warn(f"skipped: {error}", stacklevel=1)
                 continue
-            return (image if self.transform is None else self.transform(image)), self.labels[at]
+            return item, self.labels[at]
         raise ZooError("None of the images can be read.")
 
 

@@ -103,7 +103,11 @@ def execute(
         if dry is not None:
             dry.max_epochs = cli.config.trainer.max_epochs
         _go(cli, folder, dry_run)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
+        if cause := _zoo_error_behind(error):  # raised by a constructor, wrapped by jsonargparse
+            raise cause from None
+        if not isinstance(error, ArgumentError):
+            raise
         raise ZooError(f"{path}: {_reason(error)}") from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -172,6 +176,12 @@ def _is_checkpoint(callback: Any) -> bool:
 def _keep(record: logging.LogRecord) -> bool:
     text = record.getMessage()
     return not any(part in text for part in ("litlogger", "LitLogger", "TPU available", "HPU available", "to estimate"))
+
+
+def _zoo_error_behind(error: BaseException | None) -> ZooError | None:
+    while error is not None and not isinstance(error, ZooError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _reason(error: Exception) -> str:

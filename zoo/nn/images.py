@@ -26,17 +26,15 @@ def to_uint8(image: Image.Image) -> Tensor:
 def resize_center_crop(image: Image.Image, size: int, crop_pct: float = CROP_PCT) -> Image.Image:
     """Shorter side to size / crop_pct pixels, bicubic, then the centre (size, size).
 
-    The same pixels as torchvision's Resize and CenterCrop up to the filter's reach at the crop's border, without
-    resampling what is cropped away.
+    The same pixels as torchvision's Resize and CenterCrop.
     """
     width, height = image.size
     short = int(size / crop_pct)
     new_width = short if width <= height else int(short * width / height)
     new_height = short if height <= width else int(short * height / width)
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    fx, fy = width / new_width, height / new_height
-    box = (left * fx, top * fy, min((left + size) * fx, width), min((top + size) * fy, height))
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
 
 
 def preprocess_images(raw: Any, image_size: int, crop_pct: float = CROP_PCT) -> Tensor:
