@@ -135,21 +135,22 @@ def test_checkpoint_of_another_architecture(tmp_path, capsys):
 def test_full_disk_says_so_and_keeps_the_checkpoint(tmp_path, capsys, monkeypatch):
     import errno
 
-    from lightning.pytorch import Trainer
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
 
     run = tmp_path / "run"
-    saves, real = [], Trainer.save_checkpoint
+    saves, real = [], TorchCheckpointIO.save_checkpoint
 
-    def save(self, path, *args, **kwargs):
+    def save(self, checkpoint, path, *args, **kwargs):
         saves.append(path)
         if len(saves) > 2:
+            path.write_bytes(b"half a file")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(self, path, *args, **kwargs)
+        return real(self, checkpoint, path, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "save_checkpoint", save)
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", save)
     assert "disk is full" in fails(capsys, "run", "droppos/quickstart", "--run-dir", str(run), *TINY)
-    kept = list((run / "checkpoints").glob("*.ckpt"))
-    assert kept
+    kept = list((run / "checkpoints").iterdir())
+    assert sorted(path.name for path in kept) == ["epoch0000.ckpt", "last.ckpt"]
     assert all("state_dict" in torch.load(path, weights_only=True) for path in kept)
 
 

@@ -16,10 +16,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.callbacks.dry_run import DryRun
 from zoo.callbacks.seeding import SeedPerRank
+from zoo.checkpoint_io import AtomicCheckpointIO
 from zoo.cli.run import new_run_dir
 from zoo.errors import ZooError
 
@@ -61,6 +63,10 @@ class RecipeCLI(LightningCLI):
                 TensorBoardLogger(save_dir=self.folder, name="", version="", default_hp_metric=False),
                 CSVLogger(save_dir=self.folder, name="", version=""),
             ]
+        plugins = self.config_init.trainer.plugins or []
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -113,8 +119,8 @@ def execute(
         if error.errno != errno.ENOSPC:
             raise
         raise ZooError(
-            f"The disk is full: nothing more could be written to {folder}. The last complete checkpoint is still "
-            "there; free some space and go on from it with --ckpt_path."
+            f"The disk is full: nothing more could be written to {folder}. A checkpoint that was complete "
+            "before is still there; free some space and go on from it with --ckpt_path."
         ) from error
 
 

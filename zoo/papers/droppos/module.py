@@ -23,7 +23,6 @@ from zoo.papers.droppos.masking import Masks, make_masks, take, wrong_positions
 from zoo.papers.droppos.network import PixelDecoder, PositionDecoder, build_encoder, init_like_mae
 from zoo.papers.droppos.smoothing import official_grid_side, sigma_at, smoothing_map
 
-
 _CPU_CHUNK = 8  # images
 
 
