@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 Report = dict[str, Any]
+_LOAD_BEFORE = round(os.getloadavg()[0], 2)  # taken at import: later it would be our own load
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -29,7 +30,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": _LOAD_BEFORE,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

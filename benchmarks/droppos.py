@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from benchmarks import common
 from benchmarks.droppos_official import load_official
 from datamodules.droppos import DropPosDataModule
+from zoo.errors import ZooError
 from zoo.papers.droppos import DropPos, weights
 
 SIZES = {  # the encoder, and the model's name in the official code
@@ -108,7 +109,7 @@ def check_same_loss(args: argparse.Namespace) -> float:
             losses.append(forward().item())
     difference = abs(losses[0] - losses[1])
     if not difference < 1e-4:
-        raise SystemExit(f"error: the losses differ by {difference:.2e}: this would time different things.")
+        raise ZooError(f"The losses differ by {difference:.2e}: this would time different things.")
     return difference
 
 
@@ -176,8 +177,9 @@ def bench_step(args: argparse.Namespace) -> common.Report:
             "GFLOP/step": flops[name] / 1e9,
             "GFLOP/s": flops[name] / time / 1e9,
             "share of peak": flops[name] / time / rates[best],
-            "peak MiB": None if args.no_memory else round(memory_of(args, name) / 2**20),
         }
+        if not args.no_memory:
+            row["peak MiB"] = round(memory_of(args, name) / 2**20)
         if args.official:
             row["x official"] = common.median([each["official"] / each[name] for each in rounds])
         rows.append(row)
@@ -324,4 +326,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -18,6 +18,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.errors import ZooError
+
 
 class _Attention(nn.Module):
     """Attention as libraries wrote it before fused kernels: the whole score matrix, softmax, product."""
@@ -80,7 +82,7 @@ def load_official(clone: str, timm_folder: str | None = None) -> types.SimpleNam
     a word on which timm it runs on. Our own timm is untouched afterwards.
     """
     if not (Path(clone) / "models_DropPos_mae.py").is_file():
-        raise SystemExit(f"error: {clone} is no clone of the official code: it has no models_DropPos_mae.py.")
+        raise ZooError(f"{clone} is no clone of the official code: it has no models_DropPos_mae.py.")
     if not hasattr(np, "float"):
         setattr(np, "float", float)  # noqa: B010 (gone since numpy 1.24)
     stubs = {

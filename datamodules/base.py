@@ -58,6 +58,11 @@ class ZooDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    @property
+    def num_skipped(self) -> int:
+        """How often an unreadable file was passed over, in all data of this module and by all workers."""
+        return sum(getattr(data, "num_skipped", 0) for data in vars(self).values() if isinstance(data, Dataset))
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.mean is None or self.std is None:
             return batch

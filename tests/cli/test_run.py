@@ -39,7 +39,9 @@ def fails(capsys, *argv) -> str:
 
 def test_quickstart_leaves_everything_it_promises(tmp_path, capsys):
     run = tmp_path / "run"
-    main(["run", "droppos/quickstart", "--run-dir", str(run), *TINY])
+    # No validation in the last epoch: its weights must be saved all the same.
+    main(["run", "droppos/quickstart", "--run-dir", str(run), *TINY, "--trainer.max_epochs", "3",
+          "--trainer.check_val_every_n_epoch", "2"])  # fmt: skip
     printed = capsys.readouterr().out
     assert "position top-1" in printed
     assert "same network untrained" in printed
@@ -52,6 +54,7 @@ def test_quickstart_leaves_everything_it_promises(tmp_path, capsys):
     assert any(row.get("val/position_acc") for row in rows)
     assert list(run.glob("events.out.tfevents*"))
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 2
     assert checkpoint["zoo"]["class_path"] == "zoo.papers.droppos.module.DropPos"
     results = {row["name"]: row for row in json.loads((run / "results.json").read_text())}
     assert results["position top-1"]["baseline"] == pytest.approx(1 / 16)
@@ -186,3 +189,23 @@ def test_two_processes_on_cpu_with_accumulation(tmp_path):
     assert done.stdout.count("What it learned") == 1
     assert (tmp_path / "run" / "results.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_skipped_images_are_counted_at_the_end(tmp_path, capsys):
+    import numpy as np
+    from PIL import Image
+
+    for split in ("train", "val"):
+        (tmp_path / "data" / split / "c").mkdir(parents=True)
+        for index in range(4):
+            values = np.random.default_rng(index).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / "data" / split / "c" / f"{index}.jpg")
+    broken = tmp_path / "data" / "train" / "c" / "0.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    arguments = ["--data.root", str(tmp_path / "data"), "--data.batch_size", "4", "--trainer.callbacks", "null"]
+    assert str(broken) in fails(
+        capsys, "run", "droppos/quickstart", "--run-dir", str(tmp_path / "a"), *TINY, *arguments
+    )
+    main(["run", "droppos/quickstart", "--run-dir", str(tmp_path / "b"), *TINY, *arguments,
+          "--data.on_bad_image", "skip"])  # fmt: skip
+    assert "passed over 2 times" in capsys.readouterr().out

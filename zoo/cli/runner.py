@@ -140,6 +140,9 @@ def _go(cli: RecipeCLI, folder: Path, dry_run: bool) -> None:
         sys.exit(130)
     if rank_zero_only.rank == 0 and not dry_run:
         _summary(folder, header)
+        skipped = getattr(cli.datamodule, "num_skipped", 0)
+        if skipped:
+            print(f"\nUnreadable files were passed over {skipped} times (the warnings above name them).")
 
 
 def _summary(folder: Path, header: Any) -> None:
@@ -170,7 +173,11 @@ def _callbacks(folder: Path, dry_run: DryRun | None, own_checkpoint: bool) -> li
     if own_checkpoint:
         return [SeedPerRank(), bar]
     checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints", filename="epoch{epoch:04d}", save_last=True, auto_insert_metric_name=False
+        dirpath=folder / "checkpoints",
+        filename="epoch{epoch:04d}",
+        auto_insert_metric_name=False,
+        save_last=True,
+        save_on_train_epoch_end=True,  # by default only where a validation ran, so the last epochs could be missing
     )
     return [SeedPerRank(), bar, checkpoint]
 
