@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -38,8 +40,8 @@ def random_crop_box(width: int, height: int, scale: tuple[float, float]) -> tupl
 class RandomResizedCropFlip:
     """MAE's pre-training augmentation, PIL RGB image to uint8 (3, size, size): random resized crop, bicubic, and flip.
 
-    The crop is resampled straight from the image (no copy of the crop), and a JPEG whose crop is at least twice the
-    size wanted is decoded at half, quarter or eighth resolution, which the decoder does much faster.
+    Resampling runs on bytes in torch, which is several times faster than Pillow's and within a grey level of it. A JPEG
+    whose crop is at least twice the size wanted is decoded at half, quarter or eighth resolution.
 
     Args:
         size: output side in pixels.
@@ -57,17 +59,18 @@ class RandomResizedCropFlip:
         width, height = image.size
         box = random_crop_box(width, height, self.scale)
         if self.fast_decode and getattr(image, "format", None) == "JPEG" and hasattr(image, "draft"):
-            smallest = min(box[2] - box[0], box[3] - box[1])
-            reduction = max(1, smallest // self.size)
+            reduction = min(box[2] - box[0], box[3] - box[1]) // self.size
             if reduction > 1:
                 # draft() picks the strongest of 1/2, 1/4, 1/8 that is still at least the size asked for.
                 image.draft("RGB", (width // reduction, height // reduction))
         fx, fy = image.size[0] / width, image.size[1] / height
-        region = (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy)
-        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=region)
+        crop = image.crop((round(box[0] * fx), round(box[1] * fy), round(box[2] * fx), round(box[3] * fy)))
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).unsqueeze(0)  # channels last, as resampling likes it
+        size = (self.size, self.size)
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)[0]
         if torch.rand(()).item() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_uint8(image)
+            pixels = pixels.flip(-1)
+        return pixels.contiguous()
 
 
 class ResizeCenterCrop:

@@ -165,6 +165,21 @@ def test_reduced_decoding_shows_the_same_picture(tmp_path):
     assert (crops[0].float() - crops[1].float()).abs().mean() < 2
 
 
+def test_training_crop_is_pillows_within_a_grey_level():
+    image = Image.fromarray(np.asarray(picture(120, 90).resize((500, 375), Image.Resampling.BICUBIC)))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        ours = RandomResizedCropFlip(224, flip=0.0)(image)
+        torch.manual_seed(seed)
+        crop = image.crop(random_crop_box(500, 375, (0.2, 1.0)))
+        theirs = torch.from_numpy(np.array(crop.resize((224, 224), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        assert (ours.int() - theirs.int()).abs().max() <= 2
+    torch.manual_seed(0)
+    flipped = RandomResizedCropFlip(224, flip=1.0)(image)
+    torch.manual_seed(0)
+    assert torch.equal(flipped, RandomResizedCropFlip(224, flip=0.0)(image).flip(-1))
+
+
 def test_evaluation_view_equals_resize_and_centre_crop():
     from torchvision.transforms import v2
 
