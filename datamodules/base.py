@@ -58,6 +58,10 @@ class ZooDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    def raw_sample(self) -> Any:
+        """One held-out sample before any transform, as the user has it and as a model's `preprocess` takes it."""
+        raise NotImplementedError(f"{type(self).__name__} has no raw_sample yet")
+
     @property
     def num_skipped(self) -> int:
         """How often an unreadable file was passed over, in all data of this module and by all workers."""
