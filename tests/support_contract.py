@@ -279,9 +279,8 @@ def _narrow_packages() -> list[list[str]]:
     """Modules of the packages that only an extra installs."""
     project = tomllib.loads((Path(__file__).resolve().parents[1] / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    named = {
-        re.split(r"[^\w.-]", line)[0].lower() for key in extras if key not in ("test", "dev") for line in extras[key]
-    }
+    lines = [line for key in extras if key not in ("test", "dev") for line in extras[key]]
+    named = {re.split(r"[^\w.-]", line)[0].lower() for line in lines}
     modules: dict[str, list[str]] = {}
     for module, packages in importlib.metadata.packages_distributions().items():
         for package in packages:
@@ -290,8 +289,8 @@ def _narrow_packages() -> list[list[str]]:
 
 
 def _rank(rank: int, port: int, path: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                   "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "contract"}  # fmt: skip
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "contract"}
     given = torch.load(path, weights_only=False)
     module, data = build(given["config"])
     tapes, per_device = given["tapes"], given["per_device"]

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,8 +28,10 @@ _SENSITIVE = {
 }  # fmt: skip
 
 # Between the network's last product and the loss: nodes that only move numbers, and the nodes where the network begins.
-_MOVES = ("View", "Reshape", "Slice", "Select", "Index", "Gather", "Cat", "Stack", "Split", "Squeeze", "Expand", "Clone",
-          "Permute", "Transpose", "TBackward", "Alias", "Unbind", "AsStrided", "Unsqueeze", "Flip", "Roll")  # fmt: skip
+_MOVES = re.compile(
+    "View|Reshape|Slice|Select|Index|Gather|Cat|Stack|Split|Squeeze|Expand|Clone|Permute|Transpose|TBackward|Alias"
+    "|Unbind|Unsqueeze|AsStrided|Flip|Roll"
+)
 _NETWORK = ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "Attention", "ToCopy", "LayerNorm", "AccumulateGrad")
 
 
@@ -104,7 +107,7 @@ def half_arithmetic(loss: Tensor) -> set[str]:
         if any(name.startswith(part) or part + "Backward" in name for part in _NETWORK):
             continue
         half = any(meta.dtype in HALF for meta in node._input_metadata)
-        if half and not any(name.startswith(part) or part in name for part in _MOVES):
+        if half and not _MOVES.search(name):
             found.add(f"{name.split('Backward')[0]} in sixteen bits")
         queue += [edge for edge, _ in node.next_functions]
     return found

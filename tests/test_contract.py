@@ -219,8 +219,7 @@ def test_no_damaged_state_dict_loads_in_part(room):
             _damage(state, kind, number)
         try:
             target.load_weights(state)
-        except ZooError as error:
-            assert "\n" not in str(error)
+        except ZooError:
             assert not checkpoint_difference(dict(before), dict(target.state_dict())), "refused, but loaded in part"
         else:
             assert not checkpoint_difference(dict(module.state_dict()), dict(target.state_dict())), changes

@@ -56,10 +56,17 @@ class ZooModule(LightningModule):
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in state]
         problems += [f"{key} is not a parameter of this model" for key in state if key not in own]
+        shared = [key for key in own if key in state]
         problems += [
             f"{key} has shape {tuple(state[key].shape)}, the model needs {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            for key in shared
+            if state[key].shape != own[key].shape
+        ]
+        # torch would turn them into each other without a word, 8-bit codes into weights among them.
+        problems += [
+            f"{key} holds {_kind(state[key])}, the model needs {_kind(own[key])}"
+            for key in shared
+            if _kind(state[key]) != _kind(own[key])
         ]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -71,6 +78,12 @@ class ZooModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_fit(checkpoint["state_dict"], "The weights of this checkpoint")
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "floating-point numbers"
+    return "complex numbers" if tensor.is_complex() else "whole numbers"
 
 
 def import_class(class_path: str) -> type:
