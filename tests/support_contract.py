@@ -28,12 +28,13 @@ import yaml
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from support_steps import Draws, Steps, batch_size, fit_steps, fixed_data, split_batch
 
-from zoo.cli.run import USAGE, main
+from zoo.callbacks.resumable import ResumableCheckpoint
+from zoo.cli.run import main
 from zoo.errors import ZooError
 from zoo.recipes import find_recipe
 
 EPOCHS, BATCHES = 2, 4
-KILL_AT = 6  # batches begun: in the middle of the second epoch
+KILL_AT = 7  # batches begun: in the middle of the second epoch, whose second batch is saved
 PRELOAD = ["zoo.cli.runner", "zoo.callbacks.probe_report", "zoo.tasks", "datamodules.images", "matplotlib.pyplot",
            "sklearn.linear_model", "tensorboard.summary.writer.event_file_writer"]  # fmt: skip
 
@@ -74,11 +75,7 @@ class Room:
 
     def resume(self, run_dir: Path) -> None:
         """Goes on with a run that was killed."""
-        arguments = ["run", self.quickstart, "--run-dir", str(run_dir), *self.overrides()]
-        if "--resume" in USAGE:
-            arguments.append("--resume")
-        else:
-            arguments += ["--ckpt_path", str(run_dir / "checkpoints" / "last.ckpt")]
+        arguments = ["run", self.quickstart, "--run-dir", str(run_dir), *self.overrides(), "--resume"]
         in_processes([(_run, arguments, None)], self.folder)
 
     @cached_property
@@ -248,6 +245,9 @@ def _die_in_batch(count: int) -> None:
 
     def fit(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         self.callbacks.append(Kill())
+        for callback in self.callbacks:
+            if isinstance(callback, ResumableCheckpoint):
+                callback.every_n_steps = 1
         return original(self, *args, **kwargs)
 
     Trainer.fit = fit  # type: ignore[method-assign]

@@ -40,6 +40,13 @@ def load_checkpoint(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the clock."""
+    clock = re.compile(r"time|sec|throughput|memory|mfu|flops")
+    rows = csv.DictReader((run / "metrics.csv").open())
+    return [{key: value for key, value in row.items() if not clock.search(key)} for row in rows]
+
+
 # ---------------------------------------------------------------------- the quickstart
 
 
@@ -59,10 +66,13 @@ def test_quickstart_leaves_numbers_pictures_and_weights(room):
 
 def test_killed_and_resumed_equals_never_killed(room):
     run = room.run("killed", kill_at=KILL_AT)
+    middle = run / "checkpoints" / "epoch0001-batch000002.ckpt"
+    assert middle.is_file()
     room.resume(run)
     expected, found = load_checkpoint(room.finished), load_checkpoint(run)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "loops"):
         assert not checkpoint_difference(expected[part], found[part], part)
+    assert metrics(room.finished) == metrics(run), f"metrics.csv differs after going on from {middle.name}"
 
 
 # ---------------------------------------------------------------------- seeds
