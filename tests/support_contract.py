@@ -10,6 +10,7 @@ import contextlib
 import importlib.abc
 import importlib.metadata
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -99,17 +100,25 @@ class Room:
         """Samples of a batch at toy size."""
         return int(self.build()[1].batch_size)
 
-    def batches(self, seed: int = 0, times: int = 1) -> list[Any]:
-        """Training batches of an epoch as training_step gets them, `times` the batch size."""
+    def loader(self, seed: int = 0, times: int = 1) -> tuple[LightningDataModule, Any]:
+        """The data module, ready, and its training batches on the host, `times` the batch size."""
         module, data = self.build(seed, times)
         data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
         module.trainer = data.trainer
         data.prepare_data()
         data.setup("fit")
+        return data, data.train_dataloader()
+
+    def order(self, seed: int) -> Any:
+        """Which samples make up the first batches, where the loader says so."""
+        sampler = getattr(self.loader(seed)[1], "batch_sampler", None)
+        return None if sampler is None else list(itertools.islice(sampler, BATCHES))
+
+    def batches(self, seed: int = 0, times: int = 1) -> list[Any]:
+        """Training batches of an epoch as training_step gets them, `times` the batch size."""
+        data, loader = self.loader(seed, times)
         batches: list[Any] = []
-        for index, batch in enumerate(data.train_dataloader()):
-            if index == BATCHES:
-                break
+        for batch in itertools.islice(loader, BATCHES):
             batch = data.on_before_batch_transfer(batch, 0)
             batches.append(data.on_after_batch_transfer(batch, 0))
         assert len(batches) == BATCHES, f"one epoch has {len(batches)} batches of {times} x batch_size, not {BATCHES}"

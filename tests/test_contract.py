@@ -83,6 +83,8 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not(room):
     assert not checkpoint_difference(same, again), "the same seed gives other batches"
     assert checkpoint_difference(same, other), "another seed gives the same batches"
     assert checkpoint_difference(same[0], same[1]), "all batches are the same"
+    order = room.order(0)
+    assert order is None or order != room.order(1), "another seed gives the same order of samples"
     first, second, third = room.steps(same, 0), room.steps(same, 0), room.steps(same, 1)
     assert not checkpoint_difference(first.tapes, second.tapes), "the same seed gives other draws in training_step"
     assert not checkpoint_difference(first.state, second.state), "the same seed gives other weights"
@@ -150,6 +152,8 @@ def test_load_and_export_give_the_trained_model_back(room, tmp_path):
     module, data = room.build()
     loaded = zoo.load(room.finished)
     assert type(loaded) is type(module)
+    assert not checkpoint_difference(_arguments(module), _arguments(loaded))
+    assert set(room.config["model"]["init_args"]) <= set(loaded.hparams), "save_hyperparameters() leaves some out"
     assert not loaded.training
     assert not checkpoint_difference(dict(trained), dict(loaded.state_dict()))
     manifest = export(room.finished, "mine", tmp_path)
