@@ -195,7 +195,7 @@ def checkpoint_difference(first: Any, second: Any, where: str = "") -> list[str]
 # ---------------------------------------------------------------------- other processes
 
 
-def in_processes(jobs: list[tuple[Any, ...]], folder: Path, expected: int = 0, timeout: float = 120) -> None:
+def in_processes(jobs: list[tuple[Any, ...]], folder: Path, expected: int = 0, timeout: float = 300) -> None:
     """Runs `function(*arguments)` of every job at the same time; a job that ends otherwise than expected fails with its
     output."""
     context = multiprocessing.get_context("forkserver")

@@ -88,9 +88,14 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not(room):
     first, second, third = room.steps(same, 0), room.steps(same, 0), room.steps(same, 1)
     assert not checkpoint_difference(first.tapes, second.tapes), "the same seed gives other draws in training_step"
     assert not checkpoint_difference(first.state, second.state), "the same seed gives other weights"
-    if any(first.tapes):
-        assert checkpoint_difference(first.tapes, third.tapes), "the draws in training_step do not follow the seed"
-        assert checkpoint_difference(first.tapes[0], first.tapes[1]), "every step draws the same"
+    assert not same_draws(first.tapes[0], third.tapes[0]), "draws in training_step do not follow the seed"
+    assert not same_draws(first.tapes[0], first.tapes[1]), "every step draws the same"
+
+
+def same_draws(first: list[torch.Tensor], second: list[torch.Tensor]) -> list[tuple[int, ...]]:
+    """Shapes of the draws that are equal in both; few values can be so by chance."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=False) if a.shape == b.shape and a.unique().numel() >= 8]
+    return [tuple(a.shape) for a, b in pairs if torch.equal(a, b)]
 
 
 # ---------------------------------------------------------------------- devices
@@ -153,7 +158,10 @@ def test_load_and_export_give_the_trained_model_back(room, tmp_path):
     loaded = zoo.load(room.finished)
     assert type(loaded) is type(module)
     assert not checkpoint_difference(_arguments(module), _arguments(loaded))
-    assert set(room.config["model"]["init_args"]) <= set(loaded.hparams), "save_hyperparameters() leaves some out"
+    for key, value in room.config["model"]["init_args"].items():
+        assert key in loaded.hparams, f"save_hyperparameters() leaves out {key}"
+        if value is None or isinstance(value, bool | int | float | str | list):
+            assert _arguments(loaded)[key] == value, f"{key} was {value} and is loaded as {loaded.hparams[key]}"
     assert not loaded.training
     assert not checkpoint_difference(dict(trained), dict(loaded.state_dict()))
     manifest = export(room.finished, "mine", tmp_path)
