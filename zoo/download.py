@@ -26,6 +26,7 @@ ATTEMPTS = 4  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second attempt, doubled each time
 TIMEOUT = (10, 60)  # seconds: to connect, between two reads
 CHUNK = 1 << 16  # bytes
+_HEAD = 512  # bytes that tell a web page from weights
 
 
 class DownloadError(ZooError):
@@ -115,7 +116,9 @@ def _https_attempt(session: Any, url: str, target: Path, validator: Path, pinned
         if total is not None:
             _check_room(target, total - start)
         pieces = _pieces(response)
-        first = next(pieces, b"")
+        first = b""
+        while start == 0 and len(first) < _HEAD and (piece := next(pieces, b"")):
+            first += piece
         if start == 0 and looks_like_page(first):
             raise DownloadError(f"Cannot download {url}: the server answers with a web page, often a login.")
         _store_validator(response, url, validator)
