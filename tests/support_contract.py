@@ -109,20 +109,21 @@ class Room:
         data.setup("fit")
         return data, data.train_dataloader()
 
-    def order(self, seed: int) -> Any:
-        """Which samples make up the first batches, where the loader says so."""
-        sampler = getattr(self.loader(seed)[1], "batch_sampler", None)
-        return None if sampler is None else list(itertools.islice(sampler, BATCHES))
-
     def batches(self, seed: int = 0, times: int = 1) -> list[Any]:
         """Training batches of an epoch as training_step gets them, `times` the batch size."""
+        return self.ordered_batches(seed, times)[1]
+
+    def ordered_batches(self, seed: int = 0, times: int = 1) -> tuple[list[Any] | None, list[Any]]:
+        """Which samples make up the first batches, where the loader says so, and these batches."""
         data, loader = self.loader(seed, times)
+        sampler = getattr(loader, "batch_sampler", None)
+        order = None if sampler is None else list(itertools.islice(sampler, BATCHES))
         batches: list[Any] = []
         for batch in itertools.islice(loader, BATCHES):
             batch = data.on_before_batch_transfer(batch, 0)
             batches.append(data.on_after_batch_transfer(batch, 0))
         assert len(batches) == BATCHES, f"one epoch has {len(batches)} batches of {times} x batch_size, not {BATCHES}"
-        return batches
+        return order, batches
 
     @cached_property
     def whole(self) -> list[Any]:
@@ -131,15 +132,23 @@ class Room:
 
     def steps(self, batches: list[Any], seed: int = 0, **options: Any) -> Steps:
         """`fit_steps` of a new module, always with the same initial weights, on these batches."""
-        module, data = self.build()
+        data = fixed_data(self.ready, batches, batch_size(batches[0]))
+        data.prepare_data = lambda: None  # type: ignore[method-assign]
+        data.setup = lambda stage=None: None  # type: ignore[method-assign]
+        module, _ = self.build()
         seed_everything(seed, verbose=False)
-        return fit_steps(module, fixed_data(data, batches, batch_size(batches[0])), **options)
+        return fit_steps(module, data, **options)
+
+    @cached_property
+    def ready(self) -> LightningDataModule:
+        """The data module after its setup."""
+        return self.loader()[0]
 
     def two_processes(self, tapes: list[list[torch.Tensor]] | None) -> list[Steps]:
         """Every batch of `whole` shared by two processes; `tapes` are the draws of the whole batches, or of the parts
         one after the other."""
-        module, data = self.build()
-        parts = list(zip(*(split_batch(data, batch, 2) for batch in self.whole), strict=True))
+        module, _ = self.build()
+        parts = list(zip(*(split_batch(self.ready, batch, 2) for batch in self.whole), strict=True))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
