@@ -68,16 +68,24 @@ def whole(recipe, tmp_path_factory) -> Path:
     return folder
 
 
-def _child(arguments: list[str]) -> None:
+def _child(arguments: list[str], log: Path) -> None:
     torch.set_num_threads(1)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
     main(arguments)
+
+
+def log_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.log")
 
 
 def start(recipe: Path, folder: Path, *more: str) -> multiprocessing.Process:
     # A server that has everything imported and forks: a run starts at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zoo.cli.runner", "zoo.papers.droppos", "datamodules.droppos", "tensorboard"])
-    process = context.Process(target=_child, args=(["run", str(recipe), "--run-dir", str(folder), *more],))
+    process = context.Process(
+        target=_child, args=(["run", str(recipe), "--run-dir", str(folder), *more], log_of(folder))
+    )
     process.start()
     return process
 
@@ -139,7 +147,7 @@ def assert_same_but_workers(folder: Path, whole: Path) -> None:
     assert_same(folder, whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(recipe, whole, tmp_path, capfd):
+def test_a_damaged_checkpoint_is_passed_over_and_named(recipe, whole, tmp_path):
     folder = tmp_path / "run"
     interrupt(recipe, folder, after="epoch0003-batch000004.ckpt")
     newest, before = sorted((folder / "checkpoints").glob("epoch*.ckpt"), key=file_position, reverse=True)[:2]
@@ -150,9 +158,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(recipe, whole, tmp_path, 
     flipped.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
     assert "damaged" in damage(flipped)
 
-    capfd.readouterr()
     assert run(recipe, folder, "--resume") == 0
-    printed = capfd.readouterr().out
+    printed = log_of(folder).read_text()
     assert f"{newest} is truncated" in printed
     assert f"Going on from {before}" in printed
     assert_same(folder, whole)
@@ -170,10 +177,10 @@ def interrupt(recipe: Path, folder: Path, after: str, how: int = signal.SIGKILL,
     return process.exitcode
 
 
-def test_sigterm_saves_and_says_how_to_go_on(recipe, whole, tmp_path, capfd):
+def test_sigterm_saves_and_says_how_to_go_on(recipe, whole, tmp_path):
     folder = tmp_path / "run"
     assert interrupt(recipe, folder, "epoch0001.ckpt", signal.SIGTERM) == 143
-    assert f"--resume --run-dir {folder}" in capfd.readouterr().out
+    assert f"--resume --run-dir {folder}" in log_of(folder).read_text()
     assert run(recipe, folder, "--resume") == 0
     assert_same(folder, whole)
 

@@ -79,7 +79,8 @@ def _take_flag(args: list[str], *names: str) -> bool:
     return bool(found)
 
 
-def _take_value(args: list[str], name: str) -> str | None:
+def take_value(args: list[str], name: str) -> str | None:
+    """Takes `name VALUE` or `name=VALUE` out of `args`; None if it is not there."""
     for index, arg in enumerate(args):
         if arg == name and index + 1 < len(args):
             del args[index]
@@ -96,7 +97,7 @@ def _run(name: str, args: list[str]) -> None:
     args = list(args)
     print_config = _take_flag(args, "--print-config", "--print_config")
     dry_run = _take_flag(args, "--dry-run", "--dry_run")
-    run_dir = _take_value(args, "--run-dir")
+    run_dir = take_value(args, "--run-dir")
     label = path.stem if name.endswith((".yaml", ".yml")) else name
     resume = None
     if _take_flag(args, "--resume"):

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, TQDMProgressBar
@@ -24,9 +25,10 @@ from zoo.callbacks.resumable import KEY, ResumableCheckpoint, Stopped
 from zoo.callbacks.seeding import SeedEachStep
 from zoo.checkpoint_files import read_checkpoint
 from zoo.checkpoint_io import AtomicCheckpointIO
-from zoo.cli.run import new_run_dir
+from zoo.cli.run import new_run_dir, take_value
 from zoo.errors import ZooError
 from zoo.loggers import MetricsCSV
+from zoo.precision import choose_precision, find_device
 from zoo.resume import Resume
 
 # Lightning's hints that a user of a recipe can do nothing about.
@@ -108,7 +110,8 @@ def execute(
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_keep)
     asks_only = print_config or "--help" in args or "-h" in args
     folder = Path("runs") if asks_only else new_run_dir(label, run_dir)
-    args = ["--config", str(path), *args, *(["--print_config"] if print_config else [])]
+    source, args = _resolve_precision(path, config, args, quiet=asks_only)
+    args = ["--config", source, *args, *(["--print_config"] if print_config else [])]
     dry = DryRun() if dry_run else None
     callbacks = _callbacks(folder, dry)
     checkpoint = resume.checkpoint if resume else None
@@ -150,6 +153,20 @@ def execute(
             f"The disk is full: nothing more could be written to {folder}. A checkpoint that was complete "
             f"before is still there; free some space and go on with --resume --run-dir {folder}."
         ) from error
+
+
+def _resolve_precision(path: Path, config: dict[str, Any], args: list[str], quiet: bool) -> tuple[str, list[str]]:
+    """Puts what `precision: auto` means here into the recipe: (path or YAML text, arguments). Says what it chose."""
+    trainer = config.get("trainer") or {}
+    args = list(args)
+    given = {key: take_value(list(args), f"--trainer.{key}") for key in ("precision", "accelerator")}
+    if (given["precision"] or trainer.get("precision")) != "auto":
+        return str(path), args
+    take_value(args, "--trainer.precision")
+    precision, why = choose_precision(find_device(given["accelerator"] or trainer.get("accelerator") or "auto"))
+    if not quiet and rank_zero_only.rank == 0:
+        print(f"Precision {precision}: {why}.", flush=True)
+    return yaml.safe_dump({**config, "trainer": {**trainer, "precision": precision}}, sort_keys=False), args
 
 
 def _recipe_cli(folder: Path, dry_run: bool, purge_step: int | None) -> type[RecipeCLI]:
