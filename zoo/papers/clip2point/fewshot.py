@@ -6,7 +6,6 @@ which no code or weights were published.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,19 +18,13 @@ from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
 from zoo.nn.points import Shape, preprocess_shapes
 from zoo.papers.clip2point import weights
-from zoo.papers.clip2point.clip import CLIP, PROMPT, load_clip
+from zoo.papers.clip2point.clip import CLIP, PROMPT, fill_prompts, fixed_vectors, load_clip
 from zoo.papers.clip2point.module import CLIP2Point, load_start
 from zoo.papers.clip2point.network import ViewAdapter, build_tower
 from zoo.papers.clip2point.rendering import RADIUS, DepthRenderer, clip_images
 
 NETWORK: dict[str, int] = dict(image_size=224, patch_size=32, width=768, depth=12, num_heads=12, dim=512)
 """Geometry of both towers, ViT-B/32."""
-
-
-def fixed_vectors(names: Sequence[str], dim: int) -> Tensor:
-    """(C, dim) unit vectors that depend on nothing but the names: stand-ins where there is no text tower."""
-    rows = [torch.randn(dim, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) for name in names]
-    return F.normalize(torch.stack(rows), dim=-1)
 
 
 class DualPathAdapter(ZooModule):
@@ -118,6 +111,10 @@ class DualPathAdapter(ZooModule):
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
         return weights.dpa_from_official(state_dict) if weights.is_official_dpa(state_dict) else state_dict
 
+    def official_state_dict(self) -> StateDict:
+        """The weights under the official names, without the class vectors, which official checkpoints do not hold."""
+        return weights.dpa_to_official(self.state_dict())
+
     def load_weights(self, state_dict: StateDict, source: str = "these weights") -> None:
         """As `ZooModule.load_weights`. Official checkpoints hold no class vectors: the text tower gives them later."""
         state = self.convert_state_dict(state_dict)
@@ -131,7 +128,7 @@ class DualPathAdapter(ZooModule):
         if len(names) < 2:
             raise ZooError(f"There must be at least two classes to tell apart, not {len(names)}.")
         if self.hparams.clip is None:
-            vectors = fixed_vectors(names, dim)
+            vectors = fixed_vectors(fill_prompts(names, self.hparams.prompt), dim)
         else:
             vectors = load_clip(self.hparams.clip).encode_names(names, self.hparams.prompt)
         self.text_features = vectors.to(self.device)
@@ -181,8 +178,15 @@ class DualPathAdapter(ZooModule):
         """(B, N, 3) to (B, C): plain cosines in [-1, 1], without a temperature, as in the official code."""
         return self(points) @ self.text_features.t()
 
-    def classify(self, shapes: Any, labels: Sequence[str] | None = None) -> dict[str, float] | list[dict[str, float]]:
-        """Cosines of the classes it learned, highest first; a dict for one shape, a list of them for several."""
+    def classify(
+        self, shapes: Any, labels: Sequence[str] | None = None, *, upright: bool | None = None
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Cosines of the classes it learned, highest first; a dict for one shape, a list of them for several.
+
+        `upright` must be what it was trained with; None takes that.
+        """
+        if upright not in (None, self.hparams.upright):
+            raise ZooError(f"This model was trained with upright: {self.hparams.upright}, and takes no other.")
         names = self.hparams.class_names
         if not names:
             raise ZooError("This model has learned no classes yet: train it first.")

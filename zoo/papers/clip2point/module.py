@@ -124,6 +124,10 @@ class CLIP2Point(ZooModule):
             return weights.pretrain_from_official(state_dict)
         return state_dict
 
+    def official_state_dict(self) -> StateDict:
+        """The weights under the official names, for the authors' own code."""
+        return weights.pretrain_to_official(self.state_dict())
+
     def load_weights(self, state_dict: StateDict, source: str = "these weights") -> None:
         """As `ZooModule.load_weights`. Without an image tower, that of the checkpoint and its loss weight are left."""
         state = self.convert_state_dict(state_dict)
@@ -250,7 +254,7 @@ class CLIP2Point(ZooModule):
             raise ZooError("This model has no image tower (image_tower: false), so it cannot pre-train.")
         # 1. The same view twice, at two distances drawn within +-10 %.
         if draws is None:
-            draws = torch.rand(2, len(points), 1, device=points.device)
+            draws = torch.rand(len(points), 2, 1, device=points.device).transpose(0, 1)
         base = torch.ones_like(elev) if dist is None else dist
         distances = torch.cat([base * (1 + (draw - 0.5) * h.distance_jitter) for draw in draws], dim=1)
         maps = self._render_pairs(points, elev.expand(-1, 2), azim.expand(-1, 2), distances)
@@ -310,13 +314,16 @@ class CLIP2Point(ZooModule):
         """Pictures of a batch of pairs, for the Figures callback."""
         from zoo.papers.clip2point.figures import draw_retrieval  # matplotlib is only needed here
 
-        images, points, elev, azim, _ = batch
-        dist = torch.full_like(elev, 1.0)
-        maps = self._render_pairs(points, elev, azim, dist)
+        images, points, elev, azim, labels = batch
+        if images.dtype != torch.uint8:
+            return {}  # features that were kept in place of pictures
+        maps = self._render_pairs(points, elev, azim)
         depth = self.backbone(clip_images(maps).flatten(0, 1))
         similarity = F.normalize(depth, dim=1) @ F.normalize(self.encode_images(images), dim=1).t()
-        views = self._render_pairs(points[:4])
-        return {"retrieval": draw_retrieval(images, views, maps[:, 0], similarity)}
+        # Objects of different classes, where there are some.
+        order = torch.stack([(labels == label).nonzero()[0, 0] for label in labels.unique()][:6])
+        views = self._render_pairs(points[order])
+        return {"retrieval": draw_retrieval(images, views, maps[:, 0], similarity, order)}
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams

@@ -43,7 +43,7 @@ def tower_from_official(key: str, value: Tensor) -> tuple[str, Tensor]:
             return ours, value.reshape(1, 1, -1)
         if key == "positional_embedding":
             return ours, value.unsqueeze(0)
-        return ours, value.t().contiguous() if key == "proj" else value
+        return ours, _transposed(value) if key == "proj" else value
     for theirs, mine in _PREFIXES.items():
         if key.startswith(theirs):
             return mine + key[len(theirs) :], value
@@ -63,7 +63,7 @@ def tower_to_official(key: str, value: Tensor) -> tuple[str, Tensor]:
                 return theirs, value.reshape(-1)
             if theirs == "positional_embedding":
                 return theirs, value.squeeze(0)
-            return theirs, value.t().contiguous() if theirs == "proj" else value
+            return theirs, _transposed(value) if theirs == "proj" else value
     for theirs, mine in _PREFIXES.items():
         if key.startswith(mine):
             return theirs + key[len(mine) :], value
@@ -73,6 +73,10 @@ def tower_to_official(key: str, value: Tensor) -> tuple[str, Tensor]:
             if match[2].startswith(mine):
                 return f"transformer.resblocks.{match[1]}.{theirs}{match[2][len(mine) :]}", value
     return key, value
+
+
+def _transposed(value: Tensor) -> Tensor:
+    return value.t().contiguous() if value.ndim == 2 else value  # another shape is for loading to refuse
 
 
 def _convert(state: State, prefixes: Mapping[str, str], to_ours: bool) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
-from zoo.module import StateDict, ZooModule
+from zoo.module import ZooModule
 from zoo.papers.clip2point.clip import CLIP, PROMPT, load_clip
 from zoo.papers.clip2point.rendering import RADIUS, DepthRenderer, clip_images
 
@@ -61,10 +61,6 @@ class ZeroShot(ZooModule):
         self.backbone = model.backbone.requires_grad_(False)
         self.render = DepthRenderer(views, model.hparams.image_size, radius, upright)
         self.text_features: Tensor | None = None
-
-    @classmethod
-    def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
-        return state_dict
 
     def setup(self, stage: str) -> None:
         names = self.trainer.datamodule.prompt_names  # type: ignore[attr-defined]
