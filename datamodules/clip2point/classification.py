@@ -63,8 +63,8 @@ class PointCloudDataModule(ZooDataModule):
         if self.train_data is None and stage in (None, "fit"):
             self.train_data = self._open("train")
             if self.hparams.shots is not None:
-                labels, classes = self.train_data.labels, self.train_data.classes
-                self.train_data = self.train_data.subset(few_shots(labels, self.hparams.shots, self.hparams.seed, classes))
+                data, h = self.train_data, self.hparams
+                self.train_data = data.subset(few_shots(data.labels, h.shots, h.seed, data.classes))
 
     @property
     def classes(self) -> list[str]:

@@ -276,5 +276,3 @@ def _from_h5(root: Path, split: Split, variant: str, class_list: str | None) -> 
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ZooError(f"{path} has the label {int(labels.max())}, but there are {len(classes)} classes.")
     return ArrayShapes(points, str(path)), labels.tolist(), classes
-
-

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ class PairDataset(Dataset):
         return len(self.labels)
 
     def picture(self, index: int, view: int) -> Tensor:
-        """View `view` of item `index`: uint8 (3, S, S). Raises `ZooError` that names a file that is missing or wrong."""
+        """View `view` of item `index`: uint8 (3, S, S). Raises `ZooError` that names a missing or wrong file."""
         path = self.pictures[index] / f"{view}.png"
         try:
             with Image.open(path) as image:
@@ -73,7 +72,9 @@ class PairDataset(Dataset):
             raise ZooError(f"Cannot read the picture {path}: {str(error)[:100]}.") from error
         if pixels.shape[:2] != (self.image_size, self.image_size):
             size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            raise ZooError(f"{path} has {size} pixels, the model takes {self.image_size}: set data.image_size to match.")
+            raise ZooError(
+                f"{path} has {size} pixels, not {self.image_size}: set data.image_size (and the model's) to match."
+            )
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def __getitem__(self, index: int) -> Pair:

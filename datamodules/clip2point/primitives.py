@@ -1,7 +1,7 @@
 """A generated collection of meshes in a dozen classes, written as OFF files in ModelNet's layout.
 
-Honest files with their traps: every third has its counts glued to the header, as ModelNet's do. Shapes are y-up and have
-random proportions; classes differ in build, not in size.
+Real files with their traps: every third has its counts glued to the header, as some of ModelNet's have. Shapes are
+y-up and have random proportions; classes differ in build, not in size.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def _table(rng: np.random.Generator) -> Parts:
 def _stool(rng: np.random.Generator) -> Parts:
     radius, height, legs = rng.uniform(0.35, 0.5), rng.uniform(0.8, 1.3), int(rng.integers(3, 5))
     seat = _rod(radius, rng.uniform(0.08, 0.16), (0, 0, height), 28)
-    angles = np.arange(legs) * 2 * np.pi / legs
-    return [seat, *(_rod(0.05, height, (0.75 * radius * np.cos(a), 0.75 * radius * np.sin(a), height / 2)) for a in angles)]
+    angles, spread = np.arange(legs) * 2 * np.pi / legs, 0.75 * radius
+    return [seat, *(_rod(0.05, height, (spread * np.cos(a), spread * np.sin(a), height / 2)) for a in angles)]
 
 
 def _chair(rng: np.random.Generator) -> Parts:
@@ -118,7 +118,8 @@ def _bed(rng: np.random.Generator) -> Parts:
     head = rng.uniform(0.5, 0.8)
     mattress = _box((2 * x, 2 * y, height), (0, 0, 0.25))
     pillow = _box((1.2 * x, 0.4, 0.12), (0, y - 0.35, 0.25 + height / 2 + 0.06))
-    return [mattress, pillow, _box((2 * x, 0.08, head), (0, y, head / 2)), _box((2 * x, 0.08, 0.5 * head), (0, -y, 0.25 * head))]
+    boards = [_box((2 * x, 0.08, tall), (0, side * y, tall / 2)) for side, tall in ((1, head), (-1, 0.5 * head))]
+    return [mattress, pillow, *boards]
 
 
 def _shelf(rng: np.random.Generator) -> Parts:

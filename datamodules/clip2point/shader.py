@@ -17,9 +17,7 @@ _SAMPLES = 12  # times the pixels of a picture: about a dozen for each pixel tha
 _AMBIENT = 0.35
 
 
-def shade(
-    shape: Shape, views: ViewSet, image_size: int, colour: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def shade(shape: Shape, views: ViewSet, image_size: int, colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Pictures of a mesh from each view: (V, image_size, image_size, 3) uint8.
 
     Args:

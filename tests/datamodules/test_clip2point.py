@@ -190,7 +190,9 @@ def write_tree(root: Path, places: list[str]) -> None:
 
 def test_layouts(tmp_path: Path) -> None:
     modelnet, sorted_, plain = tmp_path / "m", tmp_path / "s", tmp_path / "p"
-    write_tree(modelnet, [f"{c}/{s}/{c}_{n}.off" for c in ("bed", "night_stand") for s in ("train", "test") for n in (1, 2)])
+    write_tree(
+        modelnet, [f"{c}/{s}/{c}_{n}.off" for c in ("bed", "night_stand") for s in ("train", "test") for n in (1, 2)]
+    )
     write_tree(sorted_, [f"{s}/{c}/{n}.off" for c in ("bed", "sofa") for s in ("train", "val") for n in (1, 2, 3)])
     write_tree(plain, [f"{c}/{n}.off" for c in ("a", "b") for n in range(10)])
     for root, train, test in ((modelnet, 4, 4), (sorted_, 6, 6), (plain, 18, 2)):
@@ -213,7 +215,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(ZooError, match="No shapes"):
         find_shapes(tmp_path, "train")
     write_tree(tmp_path, ["chairs/1.off"])
-    with pytest.raises(ZooError, match="'chairs'.*Did you mean 'chair'"):
+    with pytest.raises(ZooError, match=r"'chairs'.*Did you mean 'chair'"):
         find_shapes(tmp_path, "train", class_list="modelnet40")
     with pytest.raises(ZooError, match="modelnet50"):
         find_shapes(tmp_path, "train", class_list="modelnet50")
@@ -332,9 +334,7 @@ def test_generated_pairs(cache: Path) -> None:
 
 
 def test_pictures_show_the_object() -> None:
-    picture = shade(
-        Shape(*_box_arrays(), "box"), VIEWS[10], 48, np.array([1.0, 0.2, 0.2]), rng()
-    )
+    picture = shade(Shape(*_box_arrays(), "box"), VIEWS[10], 48, np.array([1.0, 0.2, 0.2]), rng())
     assert picture.shape == (10, 48, 48, 3)
     shown = (picture != 255).any(-1)
     assert 0.05 < shown.mean() < 0.6

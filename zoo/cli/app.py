@@ -217,7 +217,8 @@ def embed(
 
 
 @app.command(
-    "classify", epilog=_examples("zoo classify clip2point-vitb32 chair.off --labels chair,mug", "zoo classify RUN a.obj")
+    "classify",
+    epilog=_examples("zoo classify clip2point-vitb32 a.off --labels chair,mug", "zoo classify RUN a.obj"),
 )
 def classify(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model, manifest, .ckpt or run folder.")],

@@ -47,9 +47,9 @@ def camera_direction(elev: Tensor, azim: Tensor) -> Tensor:
 def camera_rotation(elev: Tensor, azim: Tensor) -> Tensor:
     """World-to-camera rotations R (..., 3, 3) of cameras that look at the origin, y up; use as `X @ R`. float32.
 
-    Straight above and below, "up" says nothing about the roll. There the official renderer follows the sign that float32
-    gives to cos(90 degrees): negative at +-90, positive at +-270. Both signs are written down here, so that the result
-    depends on no rounding.
+    Straight above and below, "up" says nothing about the roll. There the official renderer follows the sign that
+    float32 gives to cos(90 degrees): negative at +-90, positive at +-270. Both signs are written down here, so that the
+    result depends on no rounding.
     """
     e, a = elev.double(), azim.double()
     pole = (e.abs() % 180 - 90).abs() < 1e-4

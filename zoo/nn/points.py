@@ -61,7 +61,7 @@ def read_shape(path: str | Path) -> Shape:
         raise
     except Exception as error:  # whatever the reader of this format raises
         reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise ZooError(f"Cannot read the shape {path}: the file is damaged or not what its name says ({reason}).") from error
+        raise ZooError(f"Cannot read the shape {path}: it is damaged or not what its name says ({reason}).") from error
     return check_shape(vertices, faces, str(path))
 
 
@@ -175,6 +175,11 @@ def preprocess_shapes(raw: Any, num_points: int, seed: int = 0) -> Tensor:
         shape = _as_shape(item)
         clouds.append(to_cloud(shape, num_points, np.random.default_rng(seed), "farthest"))
     return torch.from_numpy(np.stack(clouds))
+
+
+def is_single(raw: Any) -> bool:
+    """Whether `raw`, as `preprocess_shapes` takes it, is one shape and not a list or batch of them."""
+    return not isinstance(raw, list | tuple) and getattr(raw, "ndim", 2) < 3
 
 
 def _as_shape(item: Any) -> Shape:

@@ -28,8 +28,9 @@ PROMPT = "image of a {}"
 class CLIP(ZooModule):
     """Both towers of a CLIP: for its weights, and for the text features that points are compared with.
 
-    Defaults are ViT-B/32. With `text_depth: 0` there is no text tower, and every name has a fixed random vector: a stand-in
-    for trying things at small size. That one can be trained here, pictures against the vectors of their classes.
+    Defaults are ViT-B/32. With `text_depth: 0` there is no text tower, and every name has a fixed random vector: a
+    stand-in for trying things at small size. That one can be trained here, pictures against the vectors of their
+    classes.
 
     Args:
         image_size, patch_size, width, depth, num_heads: the image tower.
@@ -170,8 +171,6 @@ def to_clip_scale(images: Tensor) -> Tensor:
         return images
     mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (images.float() / 255 - mean) / std
-
-
 
 
 def load_clip(name: str) -> CLIP:

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
-from zoo.nn.points import Shape, preprocess_shapes
+from zoo.nn.points import preprocess_shapes
 from zoo.papers.clip2point import weights
 from zoo.papers.clip2point.clip import CLIP, PROMPT, fill_prompts, fixed_vectors, load_clip
 from zoo.papers.clip2point.module import CLIP2Point, load_start
@@ -197,15 +197,14 @@ class DualPathAdapter(ZooModule):
         with torch.no_grad():
             scores = self.logits(self.preprocess(shapes).to(self.device)).tolist()
         ranked = [dict(sorted(zip(names, row, strict=True), key=lambda pair: pair[1], reverse=True)) for row in scores]
-        single = isinstance(shapes, str | Shape) or not isinstance(shapes, list | tuple) and getattr(shapes, "ndim", 2) < 3
-        return ranked[0] if single else ranked
+        return ranked[0] if is_single(shapes) else ranked
 
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         points, labels = batch
         if len(points) < 2:
-            raise ZooError("The adapters' BatchNorm needs at least 2 clouds in a training batch: change data.batch_size.")
+            raise ZooError("The adapters' BatchNorm needs 2 clouds or more in a batch: change data.batch_size.")
         with full_precision(points.device.type):
             logits = self.logits(points)
             loss = F.cross_entropy(logits, labels)

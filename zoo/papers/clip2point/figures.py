@@ -11,7 +11,9 @@ from torch import Tensor
 _NEAREST = 4
 
 
-def draw_retrieval(images: Tensor, views: Tensor, queries: Tensor, similarity: Tensor, order: Tensor | None = None) -> Figure:
+def draw_retrieval(
+    images: Tensor, views: Tensor, queries: Tensor, similarity: Tensor, order: Tensor | None = None
+) -> Figure:
     """One row an object: its picture, its V depth maps, the depth map that asks, and the pictures it finds.
 
     Args:

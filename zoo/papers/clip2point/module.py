@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
-from zoo.nn.points import Shape, preprocess_shapes
+from zoo.nn.points import preprocess_shapes
 from zoo.papers.clip2point import losses, weights
 from zoo.papers.clip2point.clip import CLIP, PROMPT, fill_prompts, load_clip, to_clip_scale
 from zoo.papers.clip2point.network import build_tower
@@ -208,11 +208,8 @@ class CLIP2Point(ZooModule):
         render = DepthRenderer(views, self.hparams.image_size, self.hparams.radius, upright).to(self.device)
         logits = zero_shot_logits(self.encode_views(points.to(self.device), render), text_features.to(self.device))
         scores = probabilities(logits, views).tolist()
-        ranked = [
-            dict(sorted(zip(labels, row, strict=True), key=lambda pair: pair[1], reverse=True)) for row in scores
-        ]
-        single = isinstance(shapes, str | Shape) or not isinstance(shapes, list | tuple) and getattr(shapes, "ndim", 2) < 3
-        return ranked[0] if single else ranked
+        ranked = [dict(sorted(zip(labels, row, strict=True), key=lambda pair: pair[1], reverse=True)) for row in scores]
+        return ranked[0] if is_single(shapes) else ranked
 
     def _text_tower(self) -> CLIP:
         # Kept outside the module's parameters: it is no part of this model's weights.
@@ -267,7 +264,9 @@ class CLIP2Point(ZooModule):
         with full_precision(points.device.type):
             first, second, image = first.float(), second.float(), image.float()
             if h.gather and self._trainer is not None and self.trainer.world_size > 1 and torch.is_grad_enabled():
-                first, second, image = (self.all_gather(x, sync_grads=True).flatten(0, 1) for x in (first, second, image))
+                first, second, image = (
+                    self.all_gather(x, sync_grads=True).flatten(0, 1) for x in (first, second, image)
+                )
             image_loss = losses.nt_xent((first + second) / 2, image, h.temperature)
             depth_loss = losses.nt_xent(first, second, h.temperature)
             loss = losses.weighted_sum(image_loss, depth_loss, self.loss_weight)
@@ -287,7 +286,9 @@ class CLIP2Point(ZooModule):
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int, dataloader_idx: int = 0) -> None:
         if len(batch) == 5:  # pairs of the pre-training data
             images, points, elev, azim, labels = batch
-            out = self.contrast(points, images, elev, azim, draws=torch.full((2, len(points), 1), 0.5, device=self.device))
+            out = self.contrast(
+                points, images, elev, azim, draws=torch.full((2, len(points), 1), 0.5, device=self.device)
+            )
             top1 = losses.retrieval_accuracy(out.image_features, out.depth_features[0])
             self._log("val/loss", out.loss, len(points))
             self._log("val/retrieval_top1", top1, len(points), bar=True)
@@ -308,7 +309,9 @@ class CLIP2Point(ZooModule):
         return DepthRenderer(h.views, h.image_size, h.radius, upright=True).to(self.device)
 
     def _log(self, name: str, value: Tensor, batch_size: int, bar: bool = False) -> None:
-        self.log(name, value, on_epoch=True, sync_dist=True, batch_size=batch_size, prog_bar=bar, add_dataloader_idx=False)
+        self.log(
+            name, value, on_epoch=True, sync_dist=True, batch_size=batch_size, prog_bar=bar, add_dataloader_idx=False
+        )
 
     def figures(self, batch: tuple[Tensor, ...]) -> dict[str, Any]:
         """Pictures of a batch of pairs, for the Figures callback."""

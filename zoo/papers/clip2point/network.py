@@ -38,7 +38,7 @@ def build_tower(
 
 
 def init_like_clip(tower: VisionTransformer) -> None:
-    """CLIP's initialisation: residual branches shrink with depth, embeddings and projection have std 1 / sqrt(width)."""
+    """CLIP's initialisation: residual branches shrink with depth; embeddings, projection: std 1 / sqrt(width)."""
     width, depth = tower.embed_dim, len(tower.blocks)
     residual = width**-0.5 * (2 * depth) ** -0.5
     nn.init.normal_(tower.cls_token, std=width**-0.5)

@@ -192,14 +192,14 @@ class DepthRenderer(nn.Module):
             raise ZooError("Give both elev and azim, or neither.")
         if elev is None or azim is None:
             elev, azim = self.elev, self.azim
-        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            # float32 also under autocast: half precision would move points by pixels.
-            with torch.autocast(points.device.type, enabled=False):
-                seen = view_points(points.float(), elev, azim, dist, self.upright)
-                raster = rasterize(seen.flatten(0, 1), self.image_size, self.radius)
-                depth = raster.depth
-                if self.differentiable:
-                    index = raster.index.flatten(1).long()
-                    z = seen[..., 2].flatten(0, 1).gather(1, index.clamp(min=0)).view_as(depth)
-                    depth = torch.where(raster.index >= 0, z, -1.0)
-                return normalize_depth(depth).unflatten(0, seen.shape[:2])
+        # float32 also under autocast: half precision would move points by pixels.
+        exact = torch.autocast(points.device.type, enabled=False)
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()), exact:
+            seen = view_points(points.float(), elev, azim, dist, self.upright)
+            raster = rasterize(seen.flatten(0, 1), self.image_size, self.radius)
+            depth = raster.depth
+            if self.differentiable:
+                index = raster.index.flatten(1).long()
+                z = seen[..., 2].flatten(0, 1).gather(1, index.clamp(min=0)).view_as(depth)
+                depth = torch.where(raster.index >= 0, z, -1.0)
+            return normalize_depth(depth).unflatten(0, seen.shape[:2])

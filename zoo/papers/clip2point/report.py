@@ -18,8 +18,8 @@ from zoo.papers.clip2point.zeroshot import zero_shot_logits
 class TransferReport(ProbeReport):
     """Scores the depth encoder when training starts and when it ends, on the data module's held-out shapes.
 
-    - image -> depth retrieval: within batches of `retrieval_batch` objects, how often the depth map that is most similar
-      to a picture is of the same object;
+    - image -> depth retrieval: within batches of `retrieval_batch` objects, how often the depth map that is most
+      similar to a picture is of the same object;
     - zero-shot: views against the text features of the classes, where the model started from a CLIP;
     - few-shot: the Dual-Path Adapter trained on `shots` clouds a class, on features computed once.
 
