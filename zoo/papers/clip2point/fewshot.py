@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
-from zoo.nn.points import preprocess_shapes
+from zoo.nn.points import is_single, preprocess_shapes
 from zoo.papers.clip2point import weights
 from zoo.papers.clip2point.clip import CLIP, PROMPT, fill_prompts, fixed_vectors, load_clip
 from zoo.papers.clip2point.module import CLIP2Point, load_start

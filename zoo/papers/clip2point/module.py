@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
-from zoo.nn.points import preprocess_shapes
+from zoo.nn.points import is_single, preprocess_shapes
 from zoo.papers.clip2point import losses, weights
 from zoo.papers.clip2point.clip import CLIP, PROMPT, fill_prompts, load_clip, to_clip_scale
 from zoo.papers.clip2point.network import build_tower
