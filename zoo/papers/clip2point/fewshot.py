@@ -42,7 +42,7 @@ class DualPathAdapter(ZooModule):
         class_names: None takes them from the data.
         views: 10 or 6.
         upright: the clouds are z-up and are turned first (ModelNet, always on in the official code).
-        radius: of the points' discs.
+        radius: of the points' discs; None takes the backbone's.
         num_points: points that `preprocess` draws.
         dropout: of the adapters.
         prompt: "{}" stands for the class name.
@@ -57,7 +57,7 @@ class DualPathAdapter(ZooModule):
         class_names: list[str] | None = None,
         views: int = 10,
         upright: bool = True,
-        radius: float = RADIUS,
+        radius: float | None = None,
         num_points: int = 1024,
         dropout: float = 0.075,
         prompt: str = PROMPT,
@@ -76,8 +76,10 @@ class DualPathAdapter(ZooModule):
         if unknown:
             raise ZooError(f"model.network does not know {min(unknown)}; it takes {', '.join(NETWORK)}.")
         network = NETWORK | (network or {})
+        if radius is None:
+            radius = start.hparams.get("radius", RADIUS) if start is not None else RADIUS
         # A checkpoint then says all that is needed to rebuild this module, without the weights it started from.
-        self.hparams["network"], self.hparams["backbone"] = network, None
+        self.hparams.update(network=network, radius=radius, backbone=None)
         self.backbone = build_tower(**network).requires_grad_(False)
         self.clip_tower = build_tower(**network).requires_grad_(False)
         if start is not None:

@@ -39,7 +39,7 @@ class ZeroShot(ZooModule):
         views: 6 as the paper evaluates, or 10.
         upright: the clouds are z-up and are turned first: true for ModelNet, false for ScanObjectNN and ShapeNet.
         prompt: "{}" stands for the class name.
-        radius: of the points' discs.
+        radius: of the points' discs; None takes the backbone's.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ZeroShot(ZooModule):
         views: int = 6,
         upright: bool = True,
         prompt: str = PROMPT,
-        radius: float = RADIUS,
+        radius: float | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -59,6 +59,7 @@ class ZeroShot(ZooModule):
         if not isinstance(model, CLIP2Point | CLIP):
             raise ZooError(f"{backbone} is a {type(model).__name__}; this evaluates a CLIP2Point or a CLIP.")
         self.backbone = model.backbone.requires_grad_(False)
+        radius = model.hparams.get("radius", RADIUS) if radius is None else radius
         self.render = DepthRenderer(views, model.hparams.image_size, radius, upright)
         self.text_features: Tensor | None = None
 
