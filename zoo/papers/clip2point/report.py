@@ -45,18 +45,19 @@ class TransferReport(ProbeReport):
             torch.manual_seed(0)
             loaders = data.labelled_dataloaders()
             train, held_out = (_view_features(pl_module, loader) for loader in loaders)
-            scores = {f"image -> depth top-1, of {self.retrieval_batch}": self._retrieval(pl_module, data)}
+            size = min(self.retrieval_batch, len(data.val_data))
+            scores = {f"image -> depth top-1, of {size}": self._retrieval(pl_module, data, size)}
             if pl_module.class_features:
                 text = pl_module.class_features[0].to(held_out[0])
                 right = zero_shot_logits(held_out[0], text).argmax(dim=1) == held_out[2]
                 scores["zero-shot accuracy"] = float(right.float().mean())
-            scores[f"{self.shots}-shot accuracy (DPA)"] = self._few_shot(pl_module, data.prompt_names, train, held_out)
+            shots = min(self.shots, int(train[2].bincount().max()))
+            scores[f"{shots}-shot accuracy (DPA)"] = self._few_shot(pl_module, data.prompt_names, train, held_out)
         pl_module.train(was_training)
         return scores
 
-    def _retrieval(self, model: CLIP2Point, data: object) -> float:
+    def _retrieval(self, model: CLIP2Point, data: object, size: int) -> float:
         pairs = data.val_data  # type: ignore[attr-defined]
-        size = min(self.retrieval_batch, len(pairs))
         order = torch.randperm(len(pairs))[: len(pairs) // size * size]
         hits = []
         for chunk in order.view(-1, size):
