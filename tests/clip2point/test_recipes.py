@@ -109,10 +109,8 @@ def test_kept_features_are_those_of_the_pictures(trained: Path) -> None:
     torch.manual_seed(1)
     features, *rest = data.train_data[5]
     torch.testing.assert_close(features, model.encode_images(picture[None])[0], atol=1e-5, rtol=1e-4)
-    assert all(
-        torch.equal(torch.as_tensor(a), torch.as_tensor(b))
-        for a, b in zip(rest, (cloud, elev, azim, label), strict=True)
-    )
+    for found, expected in zip(rest, (cloud, elev, azim, label), strict=True):
+        assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
 
 
 def test_missing_packages_name_the_extra(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,14 +114,14 @@ class DualPathAdapter(ZooModule):
         return weights.dpa_from_official(state_dict) if weights.is_official_dpa(state_dict) else state_dict
 
     def official_state_dict(self) -> StateDict:
-        """The weights under the official names, without the class vectors, which official checkpoints do not hold."""
+        """The weights under the official names; for the authors' code take out `text_features`, the class vectors."""
         return weights.dpa_to_official(self.state_dict())
 
     def load_weights(self, state_dict: StateDict, source: str = "these weights") -> None:
         """As `ZooModule.load_weights`. Official checkpoints hold no class vectors: the text tower gives them later."""
         state = self.convert_state_dict(state_dict)
         if weights.is_official_dpa(state_dict):
-            state = {**state, "text_features": torch.zeros_like(self.text_features)}
+            state = {"text_features": torch.zeros_like(self.text_features), **state}
         super().load_weights(state, source)
 
     def set_classes(self, names: Sequence[str]) -> None:

@@ -39,8 +39,8 @@ def draw_retrieval(
         line = list(axes[row])
         line[0].imshow(pictures[index])
         for view in range(num_views):
-            line[2 + view].imshow(views[row, view].cpu(), cmap="gray", vmin=0, vmax=1)
-        line[3 + num_views].imshow(queries[index].cpu(), cmap="gray", vmin=0, vmax=1)
+            line[2 + view].imshow(views[row, view].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+        line[3 + num_views].imshow(queries[index].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
         for place, found in enumerate(similarity[index].topk(min(_NEAREST, similarity.shape[1])).indices.tolist()):
             axis = line[5 + num_views + place]
             axis.imshow(pictures[found])

@@ -126,8 +126,8 @@ def dpa_from_official(state: State) -> dict[str, Tensor]:
 
 
 def dpa_to_official(state: State) -> dict[str, Tensor]:
-    """Ours to the official names; the class vectors are no part of an official checkpoint."""
-    return _convert({key: value for key, value in state.items() if key != "text_features"}, DPA, to_ours=False)
+    """Ours to the official names; `text_features`, which an official checkpoint has not, stays as it is."""
+    return _convert(state, DPA, to_ours=False)
 
 
 def is_official_clip(state: State) -> bool:
