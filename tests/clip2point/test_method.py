@@ -245,6 +245,20 @@ def test_names_without_a_text_tower_have_fixed_vectors() -> None:
     torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
 
 
+def test_training_starts_from_the_clip_unless_there_are_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = tiny_clip()
+    monkeypatch.setattr("zoo.papers.clip2point.module.load_clip", lambda name: clip)
+    trained = {key: value + 1 for key, value in model().state_dict().items()}
+    for weights, expected in ((None, clip.backbone.head.weight), (trained, trained["backbone.head.weight"])):
+        module = model(clip="some-clip")
+        if weights is not None:
+            module.load_weights(weights)
+        module._trainer = SimpleNamespace(ckpt_path=None, datamodule=SimpleNamespace(prompt_sets=[["chair", "mug"]]))
+        module.setup("fit")
+        assert torch.equal(module.backbone.head.weight, expected)
+        assert module.class_features[0].shape == (2, 8)
+
+
 def test_a_clip_of_another_shape_is_refused() -> None:
     with pytest.raises(ZooError, match="another shape"):
         model(width=32).start_from(tiny_clip())

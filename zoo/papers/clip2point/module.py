@@ -101,6 +101,7 @@ class CLIP2Point(ZooModule):
             self.loss_weight = nn.Parameter(torch.tensor(1.0))
         self.render = DepthRenderer(views, image_size, radius, upright)
         self._render_pairs = DepthRenderer(views, image_size, radius)
+        self._has_weights = False  # from a CLIP or a checkpoint; else training starts from `clip`
         self.class_features: list[Tensor] = []  # of the validation sets' names, where a CLIP gave them
 
     def _check_arguments(self) -> None:
@@ -134,6 +135,7 @@ class CLIP2Point(ZooModule):
         if self.image_tower is None:
             state = {key: value for key, value in state.items() if not key.startswith(("image_tower.", "loss_weight"))}
         super().load_weights(state, source)
+        self._has_weights = True
 
     def start_from(self, clip: CLIP) -> None:
         """Both towers become the image tower of `clip`. Raises `ZooError` if it has another shape."""
@@ -146,12 +148,13 @@ class CLIP2Point(ZooModule):
                         "The image tower of the CLIP has another shape than this model: set image_size, patch_size, "
                         f"width, depth, num_heads and dim to those of {self.hparams.clip}."
                     ) from error
+        self._has_weights = True
 
     def setup(self, stage: str) -> None:
         if self.hparams.clip is None:
             return
         clip = load_clip(self.hparams.clip)
-        if stage == "fit" and not self.trainer.ckpt_path:  # a checkpoint to go on from brings its own towers
+        if stage == "fit" and not (self._has_weights or self.trainer.ckpt_path):
             self.start_from(clip)
         sets = getattr(getattr(self.trainer, "datamodule", None), "prompt_sets", [])
         self.class_features = [clip.encode_names(names, self.hparams.prompt) for names in sets]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 import torch.nn.functional as F
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from zoo.callbacks.probe_report import ProbeReport
+from zoo.callbacks.folder import run_folder
+from zoo.callbacks.probe_report import ProbeReport, _Row
 from zoo.papers.clip2point.fewshot import NETWORK, DualPathAdapter
 from zoo.papers.clip2point.losses import retrieval_accuracy
 from zoo.papers.clip2point.module import CLIP2Point
@@ -34,6 +37,15 @@ class TransferReport(ProbeReport):
     def __init__(self, shots: int = 16, epochs: int = 100, retrieval_batch: int = 64) -> None:
         super().__init__()
         self.shots, self.epochs, self.retrieval_batch = shots, epochs, retrieval_batch
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        after = self._probe(trainer, pl_module)
+        rows = [_Row(name, value, self._before[name], "the tower it started from") for name, value in after.items()]
+        self._print(rows)
+        path = run_folder(trainer) / "results.json"
+        path.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         assert isinstance(pl_module, CLIP2Point)
