@@ -57,7 +57,7 @@ def test_recipes_are_read(name: str, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_quickstart_reports_before_and_after(trained: Path) -> None:
     rows = {row["name"]: row for row in json.loads((trained / "results.json").read_text())}
-    assert {"image -> depth top-1, of 24", "zero-shot accuracy", "3-shot accuracy (DPA)"} <= rows.keys()
+    assert {"image -> depth top-1, of 24", "zero-shot accuracy", "1-shot accuracy (DPA)"} <= rows.keys()
     assert all(0 <= row["value"] <= 1 and 0 <= row["baseline"] <= 1 for row in rows.values())
     assert (trained / "figures" / "retrieval.png").stat().st_size > 10_000
 
