@@ -25,7 +25,7 @@ from zoo.nn.cameras import VIEWS
 from zoo.papers.clip2point import CLIP2Point, DepthRenderer
 from zoo.papers.clip2point.rendering import RADIUS, rasterize, view_points
 
-ROWS = 4096  # pixels that the per-pixel method holds at once
+ROWS = 2  # lines of pixels that the per-pixel method holds at once: they fit a core's cache
 
 
 def clouds_of(count: int, points: int, device: str) -> torch.Tensor:
@@ -39,16 +39,16 @@ def clouds_of(count: int, points: int, device: str) -> torch.Tensor:
 def per_pixel(seen: torch.Tensor, size: int, radius: float) -> torch.Tensor:
     """The definition: for each pixel the nearest of all points within the radius. (R, N, 3) to (R, S, S)."""
     centre = 1 - (2 * torch.arange(size, device=seen.device) + 1).float() / size
-    pixels = torch.stack(torch.meshgrid(centre, centre, indexing="ij"), -1).flip(-1).flatten(0, 1)  # x, y
     maps = []
     for points in seen:
         depth = torch.where(points[:, 2] >= 0, points[:, 2], torch.inf)
+        dx2, dy2 = ((centre[:, None] - points[:, axis]).square() for axis in (0, 1))  # (S, N)
         found = []
-        for part in pixels.split(ROWS):
-            hit = (part[:, None, :] - points[None, :, :2]).square().sum(-1) < radius * radius
-            nearest, index = torch.where(hit, depth, torch.inf).min(dim=1)
+        for rows in dy2.split(ROWS):
+            hit = dx2 + rows[:, None] < radius * radius  # (ROWS, S, N)
+            nearest, index = torch.where(hit, depth, torch.inf).min(dim=-1)
             found.append(torch.where(nearest.isfinite(), index, -1))
-        maps.append(torch.cat(found).view(size, size))
+        maps.append(torch.cat(found))
     return torch.stack(maps)
 
 
