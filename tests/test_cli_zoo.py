@@ -270,7 +270,7 @@ def test_every_command_has_help_with_an_example(run):
     commands = [line.split()[1] for line in out.split("Commands")[1].splitlines() if line.startswith("│ ") and
                 not line.startswith("│  ")]  # fmt: skip
     assert code == 0
-    assert sorted(commands) == ["add", "classify", "cp", "download", "embed", "export", "info", "ls", "verify"]
+    assert {"add", "cp", "download", "embed", "export", "info", "ls", "verify"} <= set(commands)
     for command in commands:
         code, out, _ = run(command, "-h")
         assert code == 0
