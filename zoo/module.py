@@ -23,6 +23,8 @@ class ZooModule(LightningModule):
     """
 
     backbone: nn.Module
+    static_graph = False  # every step uses the same parameters in the same way (zoo.strategies.ZooDDP)
+    sync_batchnorm = False  # batch normalisation over all devices
 
     def preprocess(self, raw: Any) -> Tensor:
         """Turns raw input (a path, a PIL image, ...) into the batch that `forward` takes."""
