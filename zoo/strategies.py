@@ -91,7 +91,7 @@ class ZooFSDP2(ModelParallelStrategy):
 
 def shard(module: LightningModule) -> None:
     """`configure_model` of modules that have none: shards each block, then the rest. May be called again."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     if isinstance(module, FSDPModule):
         return
@@ -102,10 +102,9 @@ def shard(module: LightningModule) -> None:
             for block in parent:
                 if len(list(block.parameters())) > 4 and not isinstance(block, FSDPModule):
                     fully_shard(block, mesh=mesh)
-    # Entry points other than forward; each gathers what the root itself holds.
     fully_shard(module, mesh=mesh)
-    for name in ("training_step", "validation_step", "test_step"):
-        module.mark_forward_method(name)  # type: ignore[operator]
+    for name in ("training_step", "validation_step", "test_step", "predict_step"):
+        register_fsdp_forward_method(module, name)  # entry points like forward: they gather what the root holds
 
 
 def _unused_message(module: LightningModule) -> str:

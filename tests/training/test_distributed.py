@@ -360,16 +360,17 @@ def test_unused_parameters_are_named(tmp_path):
 def evaluate(out: Path) -> None:
     L.seed_everything(0)
     module = Counting()
-    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=ZooDDP(), max_steps=1, logger=False,
-                        enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0)  # fmt: skip
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=ZooDDP(), max_epochs=1, logger=False,
+                        limit_train_batches=1, enable_checkpointing=False, enable_progress_bar=False,
+                        num_sanity_val_steps=0)  # fmt: skip
     trainer.fit(module, datamodule=Uneven(4, num_workers=0))
     if trainer.is_global_zero:
-        torch.save({"mean": trainer.callback_metrics["mean"], "seen": module.seen}, out)
+        torch.save({"mean": trainer.callback_metrics["mean"]}, out)
 
 
 class Counting(Pairs):
     def validation_step(self, batch, batch_idx):
-        self.seen = self.all_gather(torch.tensor(float(len(batch)))).sum()  # a collective call in every step
+        self.all_gather(torch.zeros(()))  # a collective call in every step: none may be missing
         self.log("mean", batch.mean(), sync_dist=True, batch_size=len(batch))
 
 
