@@ -1,17 +1,15 @@
-"""Training on many devices: DDP as this zoo sets it up, and FSDP2 for networks too large for one device."""
+"""Training on many devices: DDP as this zoo sets it up."""
 
 from __future__ import annotations
 
-import types
 from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
 
 from zoo.errors import ZooError
 
@@ -57,6 +55,12 @@ class ZooDDP(DDPStrategy):
             self._ddp_kwargs.setdefault("static_graph", not self._ddp_kwargs.get("find_unused_parameters", False))
         super().setup(trainer)
 
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        # Lightning counts logged samples in integers: their mean over devices would be cut off where they are uneven.
+        if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
+            tensor = tensor.double()
+        return super().reduce(tensor, group, reduce_op)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().training_step(*args, **kwargs)
@@ -65,46 +69,6 @@ class ZooDDP(DDPStrategy):
                 raise
             assert self.lightning_module is not None
             raise ZooError(_unused_message(self.lightning_module)) from error
-
-
-class ZooFSDP2(ModelParallelStrategy):
-    """Weights, gradients and optimiser state in shards over all devices (PyTorch's fully_shard).
-
-    `--trainer.strategy zoo.strategies.ZooFSDP2`. Every block of a module list or sequence (transformer blocks) becomes
-    a unit of its own; modules that want other units implement `configure_model` themselves.
-
-    Args:
-        save_distributed_checkpoint: a folder of shards a checkpoint, instead of one file gathered on the first device.
-    """
-
-    def __init__(self, save_distributed_checkpoint: bool = False, timeout: timedelta = TIMEOUT) -> None:
-        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, timeout=timeout)
-
-    def setup_environment(self) -> None:
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
-        super().setup_environment()
-        module = self.lightning_module
-        assert module is not None
-        if type(module).configure_model is LightningModule.configure_model:
-            module.configure_model = types.MethodType(shard, module)  # type: ignore[method-assign]
-
-
-def shard(module: LightningModule) -> None:
-    """`configure_model` of modules that have none: shards each block, then the rest. May be called again."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-
-    if isinstance(module, FSDPModule):
-        return
-    assert module.device_mesh is not None
-    mesh = module.device_mesh["data_parallel"]
-    for parent in list(module.modules()):
-        if isinstance(parent, nn.ModuleList | nn.Sequential) and len(parent) > 1:
-            for block in parent:
-                if len(list(block.parameters())) > 4 and not isinstance(block, FSDPModule):
-                    fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
-    for name in ("training_step", "validation_step", "test_step", "predict_step"):
-        register_fsdp_forward_method(module, name)  # entry points like forward: they gather what the root holds
 
 
 def _unused_message(module: LightningModule) -> str:

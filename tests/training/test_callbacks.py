@@ -36,7 +36,7 @@ def test_throughput_changes_nothing_and_counts_flops(tmp_path):
     monitor = Throughput(window_size=3)
     watched, rows = fit(tmp_path / "watched", monitor)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), watched.parameters(), strict=True))
-    speeds = [float(row["train/samples_per_sec"]) for row in rows if row.get("train/samples_per_sec")]
+    speeds = [float(row["train/device/samples_per_sec"]) for row in rows if row.get("train/device/samples_per_sec")]
     assert speeds
     assert min(speeds) > 0
     assert max(float(row["train/process_memory_gib"] or 0) for row in rows) > 0.1

@@ -27,7 +27,7 @@ from zoo.errors import ZooError
 from zoo.nn.contrastive import contrastive_loss
 from zoo.papers.droppos import DropPos
 from zoo.papers.droppos.masking import make_masks
-from zoo.strategies import ZooDDP, ZooFSDP2
+from zoo.strategies import ZooDDP
 
 SMALL = dict(image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1,
              decoder_num_heads=2, mask_ratio=0.25)  # fmt: skip
@@ -382,27 +382,3 @@ class Uneven(Rows):
 def test_uneven_evaluation_is_exact(tmp_path):
     assert launch(evaluate, 2, tmp_path / "log", tmp_path / "out.pt") == [0, 0], logs(tmp_path / "log")
     assert torch.load(tmp_path / "out.pt")["mean"] == np.arange(17).mean()
-
-
-def fit_sharded(out: Path, world: int) -> None:
-    L.seed_everything(5)
-    module = DropPos(**SMALL, lr=1e-3, clip_grad=None)
-    strategy = ZooFSDP2() if world > 1 else "auto"
-    trainer = L.Trainer(accelerator="cpu", devices=world, strategy=strategy, max_steps=2, logger=False,
-                        enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
-    trainer.fit(module, datamodule=Images(4, num_workers=0))
-    trainer.save_checkpoint(out)
-
-
-class Images(Rows):
-    def train_dataloader(self) -> DataLoader:
-        images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-        return self.loader(torch.utils.data.TensorDataset(images), train=True)
-
-
-def test_fsdp2_trains_and_saves_whole_weights(tmp_path):
-    assert launch(fit_sharded, 2, tmp_path / "log", tmp_path / "out.ckpt", 2) == [0, 0], logs(tmp_path / "log")
-    state = torch.load(tmp_path / "out.ckpt")["state_dict"]
-    assert {key: value.shape for key, value in state.items()} == {
-        key: value.shape for key, value in DropPos(**SMALL).state_dict().items()
-    }
