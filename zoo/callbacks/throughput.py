@@ -16,9 +16,9 @@ from torch import Tensor
 class Throughput(ThroughputMonitor):
     """Lightning's ThroughputMonitor for any module, with memory beside it.
 
-    Logs `train/device/samples_per_sec`, `train/device/batches_per_sec`, peak memory in GiB and, on GPUs whose peak
-    Lightning knows, `train/device/mfu` (share of the peak that the matrix products of the step used). The FLOPs of a step
-    are counted once, on the first batch (one more forward and backward pass).
+    Logs `train/device/samples_per_sec`, `train/device/batches_per_sec` and peak memory in GiB. On GPUs whose peak
+    Lightning knows there is also `train/device/mfu`: the share of the peak that the matrix products of the step used.
+    The FLOPs of a step are counted once, on the first batch (one more forward and backward pass).
 
     Args:
         window_size: steps over which rates are averaged.
