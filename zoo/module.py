@@ -63,6 +63,9 @@ class ZooModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_fit(checkpoint["state_dict"], "The weights of this checkpoint")
+        if self._trainer is not None:
+            # Lightning would do so only after loading, when double precision is already rounded away.
+            self._trainer.precision_plugin.convert_module(self)
 
 
 def import_class(class_path: str) -> type:
