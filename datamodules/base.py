@@ -26,6 +26,8 @@ class ZooDataModule(LightningDataModule):
             after they have reached the device: a quarter of the bytes travel, and the workers do less.
     """
 
+    sharded = True  # False gives every device all samples (zoo.tasks.probes.every_sample)
+
     def __init__(
         self,
         batch_size: int,
@@ -73,7 +75,7 @@ class ZooDataModule(LightningDataModule):
         order: TrainBatches | EvalBatches | None = None
         if train and not getattr(self.trainer, "overfit_batches", 0):
             order = TrainBatches(count, batch_size, seed=seed, drop_last=drop_last, rank=rank, world=world)
-        elif world > 1 and not self.trainer.predicting:  # type: ignore[union-attr]
+        elif world > 1 and not train and not self.trainer.predicting:  # type: ignore[union-attr]
             order = EvalBatches(count, batch_size, rank=rank, world=world)
         batching: dict[str, Any] = dict(batch_sampler=order) if order else dict(batch_size=batch_size)
         loader = DataLoader(
@@ -90,7 +92,7 @@ class ZooDataModule(LightningDataModule):
         return loader
 
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
+        if self.trainer is None or not self.sharded:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
@@ -113,7 +115,12 @@ class ZooDataModule(LightningDataModule):
         if self.mean is None or self.std is None:
             return batch
         images, *rest = batch
-        return (normalize(images, self.mean, self.std), *rest) if images.dtype == torch.uint8 else batch
+        if images.dtype != torch.uint8:
+            return batch
+        images = normalize(images, self.mean, self.std)
+        if self.trainer is not None:  # networks wholly in half or double precision (16-true, 64-true)
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, *rest
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -29,6 +29,8 @@ class ZooModule(LightningModule):
 
     backbone: nn.Module
     per_device_loss: ClassVar[bool] = False
+    static_graph: ClassVar[bool] = False  # every step uses the same parameters in the same way (zoo.strategies.ZooDDP)
+    sync_batchnorm: ClassVar[bool] = False  # batch normalisation over all devices
 
     def preprocess(self, raw: Any) -> Tensor:
         """Turns raw input (a path, a PIL image, ...) into the batch that `forward` takes."""
@@ -78,6 +80,9 @@ class ZooModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_fit(checkpoint["state_dict"], "The weights of this checkpoint")
+        if self._trainer is not None:
+            # Lightning would do so only after loading, when double precision is already rounded away.
+            self._trainer.precision_plugin.convert_module(self)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from zoo.callbacks.folder import run_folder
 from zoo.errors import ZooError
-from zoo.tasks.probes import extract_features, knn_accuracy, linear_probe_accuracy
+from zoo.tasks.probes import every_sample, extract_features, knn_accuracy, linear_probe_accuracy
 
 
 @dataclass
@@ -75,7 +75,7 @@ class ProbeReport(Callback):
             return pl_module(images)
 
         # Probing must not change what training draws afterwards.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), every_sample(trainer.datamodule):  # type: ignore[attr-defined]
             train, held_out = trainer.datamodule.labelled_dataloaders()  # type: ignore[attr-defined]
             train_set, test_set = (extract_features(features, loader, device) for loader in (train, held_out))
         pl_module.train(was_training)

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.callbacks.dry_run import DryRun
@@ -30,6 +31,7 @@ from zoo.errors import ZooError
 from zoo.loggers import MetricsCSV
 from zoo.precision import choose_precision, find_device
 from zoo.resume import Resume
+from zoo.strategies import ZooDDP, peer_lost
 
 # Lightning's hints that a user of a recipe can do nothing about.
 _NOISE = (
@@ -85,7 +87,10 @@ class RecipeCLI(LightningCLI):
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy) is DDPStrategy:
+            ZooDDP.upgrade(trainer.strategy)
+        return trainer
 
 
 def execute(
@@ -140,6 +145,16 @@ def execute(
         _go(cli, folder, dry_run, checkpoint)
     except Stopped:
         _say_stopped(folder)
+    except RuntimeError as error:
+        if not peer_lost(error):
+            raise
+        print(
+            f"error: process {rank_zero_only.rank} stops: another process of this run is gone ({_first_line(error)}). "
+            f"Its own output says why. Go on with --resume --run-dir {folder}.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # not through exit handlers: they would wait for the process that is gone
     except (ArgumentError, ValueError) as error:
         if cause := _zoo_error_behind(error):  # raised by a constructor, wrapped by jsonargparse
             raise cause from None
@@ -237,6 +252,10 @@ def _callbacks(folder: Path, dry_run: DryRun | None) -> list[Callback]:
         return [SeedEachStep(), dry_run]
     bar = RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50)
     return [SeedEachStep(), bar, ResumableCheckpoint()]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:160]
 
 
 def _is_file(path: Path | None) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,16 @@ from zoo.errors import ZooError
 
 Features = tuple[np.ndarray, np.ndarray]
 """Features (n, D) in float32 and labels (n,)."""
+
+
+@contextmanager
+def every_sample(data: Any) -> Iterator[None]:
+    """Within it, the loaders of a data module are not dealt out over devices: one device probes with all samples."""
+    data.sharded = False
+    try:
+        yield
+    finally:
+        data.sharded = True
 
 
 @torch.no_grad()

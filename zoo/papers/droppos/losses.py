@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.nn.gather import sum_over_devices, world_size
+
 
 def feature_similarity(tokens: Tensor, temperature: float = 0.1) -> Tensor:
     """Attentive reconstruction: how much each patch looks like the whole image (DropPos, section 3.2).
@@ -53,15 +55,20 @@ def position_weights(
     return weights if attention is None else weights * attention
 
 
-def position_loss(logits: Tensor, positions: Tensor, weights: Tensor, smoothing: Tensor) -> Tensor:
+def position_loss(
+    logits: Tensor, positions: Tensor, weights: Tensor, smoothing: Tensor, over_devices: bool = False
+) -> Tensor:
     """Cross-entropy between soft target positions and predictions, one weighted mean over the whole batch (eq. 3).
 
     Arguments as in `position_weights`; returns a scalar. No patch left to place gives 0, not NaN.
+    With `over_devices` the batch is that of all devices: the mean of the devices' results, which is what DDP's
+    averaged gradients belong to, is the weighted mean over the global batch.
     """
     log_probability = logits.log_softmax(dim=-1)
     target = smoothing[positions, : logits.shape[-1]]
     loss = -(target * log_probability).sum(dim=-1)
-    return (loss * weights).sum() / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    total = sum_over_devices(weights.sum()) / world_size() if over_devices else weights.sum()
+    return (loss * weights).sum() / total.clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 def position_accuracy(logits: Tensor, positions: Tensor, weights: Tensor) -> Tensor:

@@ -92,10 +92,13 @@ class DropPos(ZooModule):
         weight_decay, betas, warmup_epochs, min_lr: AdamW and MAE's schedule.
         clip_grad: largest gradient norm, 0 or None for no clipping.
         clip_mode: "global" norm, or each tensor on its own ("per_tensor", official).
+        global_loss: over several devices take the loss as one mean over the global batch, as equation 3 reads, at the
+            cost of one number exchanged a step; False averages the devices' means (official).
         compile: run the step through torch.compile.
     """
 
     per_device_loss = True  # a weighted mean over the device's batch, as in the official code
+    static_graph = True
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class DropPos(ZooModule):
         min_lr: float = 0.0,
         clip_grad: float | None = 5.0,
         clip_mode: Literal["global", "per_tensor"] = "global",
+        global_loss: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -288,7 +292,9 @@ class DropPos(ZooModule):
             weight = losses.position_weights(
                 logits, masks.visible, masks.position_dropped, self.smoothing, attention, h.conf_ignore
             )
-            loss = position_loss = losses.position_loss(logits, masks.visible, weight, self.smoothing)
+            loss = position_loss = losses.position_loss(
+                logits, masks.visible, weight, self.smoothing, over_devices=h.global_loss and self.training
+            )
             accuracy = losses.position_accuracy(logits.detach(), masks.visible, masks.position_dropped.float())
             accuracy_weighted = losses.position_accuracy(logits.detach(), masks.visible, weight)
 
