@@ -13,9 +13,9 @@ class BMMAEDataModule(TumourDataModule):
 
     def labelled_dataloaders(self, train_subjects: int, batch_size: int = 2) -> tuple[DataLoader, DataLoader]:
         """A few labelled training subjects (augmented), and the held-out ones, with their segmentations."""
-        h = self.hparams
+        given = {key: value for key, value in self.hparams.items() if not key.startswith("_")}
         few = TumourDataModule(**{
-            **h, "segmentation": True, "train_subjects": train_subjects, "batch_size": batch_size, "num_workers": 0,
+            **given, "segmentation": True, "train_subjects": train_subjects, "batch_size": batch_size, "num_workers": 0,
         })  # fmt: skip
         few.report = lambda train, val: None  # type: ignore[method-assign]  # printed once already
         few.setup()

@@ -358,7 +358,7 @@ class TumourDataModule(ZooDataModule):
             (`datamodules.brain_cohort`).
         image_size: side of the central crop in voxels of 1 mm.
         batch_size: subjects of one step on one device.
-        modalities: the sequences to load.
+        modalities: the sequences to load; None takes those of the model, all four if it does not say.
         segmentation: load the tumour's regions TC, WT, ET too.
         whole_val: validate on whole volumes, one at a time, instead of the crop (for sliding windows).
         augment: flips, scale and shift in training.
@@ -381,7 +381,7 @@ class TumourDataModule(ZooDataModule):
         root: str,
         image_size: int = 128,
         batch_size: int = 6,
-        modalities: Sequence[str] = SEQUENCES,
+        modalities: Sequence[str] | None = None,
         segmentation: bool = False,
         whole_val: bool = False,
         augment: bool = True,
@@ -407,12 +407,29 @@ class TumourDataModule(ZooDataModule):
             raise ZooError(f"cache is disk, memory or none, not {cache!r}.")
         if cache == "disk" and cache_dir is None:
             raise ZooError("A cache on disk needs a place: set data.cache_dir, or data.cache to memory or none.")
-        ordered = tuple(name for name in SEQUENCES if name in modalities)
-        wanted = ordered if len(ordered) == len(modalities) else tuple(modalities)
-        self.rules = Rules(image_size, wanted, pad, segmentation, labels, on_missing, on_bad_subject)
+        self.rules = self._rules(SEQUENCES if modalities is None else modalities)
         self.cohorts: list[Cohort] = []
         self.train_data: TumourDataset | None = None
         self.val_data: TumourDataset | None = None
+
+    def _rules(self, modalities: Sequence[str]) -> Rules:
+        h = self.hparams
+        ordered = tuple(name for name in SEQUENCES if name in modalities)
+        wanted = ordered if len(ordered) == len(modalities) else tuple(modalities)
+        return Rules(h.image_size, wanted, h.pad, h.segmentation, h.labels, h.on_missing, h.on_bad_subject)
+
+    def _follow_model(self) -> None:
+        """Loads what the model works on, and refuses another size of volume than it takes."""
+        model = getattr(getattr(self, "trainer", None), "lightning_module", None)
+        wanted = getattr(model, "modalities", None)
+        if self.hparams.modalities is None and wanted:
+            self.rules = self._rules(wanted)
+        needed = getattr(model, "image_size", None) or (model.hparams.get("image_size") if model is not None else None)
+        if needed is not None and needed != self.hparams.image_size:
+            raise ZooError(
+                f"The model takes volumes of {needed}^3 voxels, the data gives {self.hparams.image_size}^3: set "
+                f"data.image_size to {needed}."
+            )
 
     @property
     def root(self) -> Path:
@@ -430,6 +447,7 @@ class TumourDataModule(ZooDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is not None:
             return
+        self._follow_model()
         self.prepare_data()
         train, val = self.split()
         if self.hparams.train_subjects is not None:

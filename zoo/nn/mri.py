@@ -196,8 +196,10 @@ def put_back(volume: Tensor, like: MetaTensor, original: MetaTensor, nearest: bo
     from monai.data import MetaTensor
 
     placed = MetaTensor(volume.to(torch.float32), affine=like.affine, applied_operations=list(like.applied_operations))
-    pad = like.applied_operations[-1]["class"] == "ResizeWithPadOrCrop"
-    result = preparation(like.shape[-1], original.affine, pad, nearest).inverse(placed)
+    steps = [step["class"] for step in like.applied_operations]
+    size = like.shape[-1] if steps and steps[-1] != "Spacing" else None
+    prepared = preparation(size, original.affine, "ResizeWithPadOrCrop" in steps, nearest)
+    result = prepared.inverse(placed) if steps else placed
     if result.shape != original.shape:
         raise RuntimeError(f"a volume came back as {tuple(result.shape)}, not {tuple(original.shape)}")
     return MetaTensor(result.as_tensor(), affine=original.affine)
@@ -219,7 +221,7 @@ def zscore(volume: Tensor) -> Tensor:
 
 
 def load_subject(
-    raw: Any, size: int, pad: bool = False, modalities: tuple[str, ...] | None = None
+    raw: Any, size: int | None, pad: bool = False, modalities: tuple[str, ...] | None = None
 ) -> tuple[dict[str, MetaTensor], dict[str, MetaTensor]]:
     """Prepared, z-scored volumes {sequence: (1, S, S, S)} of one subject, and the originals they came from.
 

@@ -53,14 +53,14 @@ class Segmenter(nn.Module):
         require("monai", extra="medical", why="segmentation uses MONAI's UNETR")
         from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 
-        self.vit = copy_encoder(source, **encoder, class_token=False)
-        levels = self.vit.patch_size.bit_length() - 1
-        if 2**levels != self.vit.patch_size or levels < 2:
-            raise ZooError(f"UNETR needs patches of 4, 8, 16 ... voxels, not {self.vit.patch_size}.")
-        width, f, channels = self.vit.dim, feature_size, len(self.vit.modalities)
+        self.encoder = copy_encoder(source, **encoder, class_token=False)
+        levels = self.encoder.patch_size.bit_length() - 1
+        if 2**levels != self.encoder.patch_size or levels < 2:
+            raise ZooError(f"UNETR needs patches of 4, 8, 16 ... voxels, not {self.encoder.patch_size}.")
+        width, f, channels = self.encoder.dim, feature_size, len(self.encoder.modalities)
         common: dict[str, Any] = dict(spatial_dims=3, kernel_size=3, norm_name="instance", res_block=True)
         self.levels = levels
-        self.skips = [len(self.vit.blocks) * level // levels for level in range(1, levels)]
+        self.skips = [len(self.encoder.blocks) * level // levels for level in range(1, levels)]
         self.encoder1 = UnetrBasicBlock(in_channels=channels, out_channels=f, stride=1, **common)
         for level in range(1, levels):
             block = UnetrPrUpBlock(
@@ -77,10 +77,10 @@ class Segmenter(nn.Module):
         self.out = UnetOutBlock(spatial_dims=3, in_channels=f, out_channels=outputs)
 
     def forward(self, volumes: Mapping[str, Tensor]) -> Tensor:
-        names = self.vit.check(volumes)
-        if len(names) != len(self.vit.modalities):
-            raise ZooError(f"This segmenter was made for {', '.join(self.vit.modalities)}; it got {', '.join(names)}.")
-        final, states = self.vit.hidden_states(volumes)
+        names = self.encoder.check(volumes)
+        if len(names) != len(self.encoder.modalities):
+            raise ZooError(f"This segmenter was made for {', '.join(self.encoder.modalities)}; it got {', '.join(names)}.")
+        final, states = self.encoder.hidden_states(volumes)
         skips = [self.encoder1(torch.cat([volumes[name] for name in names], dim=1))]
         skips += [
             self.get_submodule(f"encoder{level + 1}")(self._grid(states[index]))
@@ -92,4 +92,4 @@ class Segmenter(nn.Module):
         return self.out(x)
 
     def _grid(self, tokens: Tensor) -> Tensor:
-        return tokens.transpose(1, 2).unflatten(2, self.vit.grid).contiguous()
+        return tokens.transpose(1, 2).unflatten(2, self.encoder.grid).contiguous()

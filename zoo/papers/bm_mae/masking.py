@@ -65,7 +65,7 @@ def sample_shares(batch: int, modalities: int, limit: float, draw: Draw | None =
         draw: the source of randomness; by default torch's global generator, on the CPU so that a GPU never waits.
     """
     if draw is None:
-        draw = Dirichlet(torch.ones(modalities)).sample_n if modalities > 1 else lambda rows: torch.ones(rows, 1)
+        draw = _flat_dirichlet(modalities)
     shares = draw(batch)
     while True:
         rows = torch.argwhere(shares >= limit)[:, 0]
@@ -74,6 +74,13 @@ def sample_shares(batch: int, modalities: int, limit: float, draw: Draw | None =
         fresh = draw(len(rows))
         for row, share in zip(rows.tolist(), fresh, strict=True):
             shares[row] = share
+
+
+def _flat_dirichlet(modalities: int) -> Draw:
+    if modalities == 1:
+        return lambda rows: torch.ones(rows, 1)
+    distribution = Dirichlet(torch.ones(modalities))
+    return lambda rows: distribution.sample((rows,))
 
 
 def make_masks(
