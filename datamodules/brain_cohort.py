@@ -1,8 +1,8 @@
 """A made-up cohort of brain-tumour MRI: real NIfTI files in the layout of BraTS, of heads that never lived.
 
-An ellipsoidal head with folded grey matter around white matter, ventricles, a smooth variation of tissue, and a tumour of
-nested parts: oedema around enhancing rim around necrosis. One map of tissues gives all four sequences through a contrast
-table (in T1ce the rim is bright, in T2 and FLAIR the oedema, ...), so each says a lot about the others.
+An ellipsoidal head with folded grey matter around white matter, ventricles, a smooth variation of tissue, and a tumour
+of nested parts: oedema around enhancing rim around necrosis. One map of tissues gives all four sequences through a
+contrast table (in T1ce the rim is bright, in T2 and FLAIR the oedema, ...), so each says a lot about the others.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ID_COLUMNS = ("subject", "id", "MRI", "BraTS21ID", "Subject", "ID")
 def read_table(path: str | Path, columns: Sequence[str], id_column: str | None = None) -> list[Row]:
     """Rows of a CSV in their order, those with an empty cell in `columns` left out; the id is under "subject".
 
-    An id may be a path: its last part counts. Raises `ZooError` for a missing file or column, or an id that is there twice.
+    An id may be a path: its last part counts. Raises `ZooError` for a missing file or column, or an id in two rows.
     """
     file = Path(path).expanduser()
     try:
@@ -41,7 +41,9 @@ def read_table(path: str | Path, columns: Sequence[str], id_column: str | None =
     for row in rows:
         values = [(row[column] or "").strip() for column in (name, *columns)]
         if all(value and value.lower() not in ("nan", "na") for value in values):
-            kept.append({"subject": values[0].rstrip("/").rsplit("/", 1)[-1]} | dict(zip(columns, values[1:], strict=True)))
+            kept.append(
+                {"subject": values[0].rstrip("/").rsplit("/", 1)[-1]} | dict(zip(columns, values[1:], strict=True))
+            )
     ids = [row["subject"] for row in kept]
     doubled = next((value for value in ids if ids.count(value) > 1), None)
     if doubled:
@@ -54,8 +56,8 @@ def read_table(path: str | Path, columns: Sequence[str], id_column: str | None =
 class TumourTableDataModule(TumourDataModule):
     """MRI with what a CSV says of each subject: a label of two values, or a survival time.
 
-    Batches are those of `TumourDataModule` with "label" (B,), or "time", "event_seen" (as in the table), "time_index" and
-    "event" (as discretised).
+    Batches are those of `TumourDataModule` with "label" (B,), or "time", "event_seen" (as in the table), "time_index"
+    and "event" (as discretised).
 
     Args:
         table: the CSV; one row a subject. Rows without a value in the columns used are left out.
@@ -124,8 +126,8 @@ class TumourTableDataModule(TumourDataModule):
         absent = [row["subject"] for row in rows if row["subject"] not in found]
         if absent and h.on_missing == "error":
             raise ZooError(
-                f"{absent[0]} is in the table, but there is no usable MRI of it in {self.root} ({len(absent)} of {len(rows)} "
-                "rows); data.on_missing: drop leaves them out."
+                f"{absent[0]} is in the table, but there is no usable MRI of it in {self.root} "
+                f"({len(absent)} of {len(rows)} rows); data.on_missing: drop leaves them out."
             )
         rows = [row for row in rows if row["subject"] in found]
         if not rows:
@@ -177,7 +179,7 @@ class TumourTableDataModule(TumourDataModule):
 
 
 def fold_indices(strata: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out rows of one fold of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed)."""
+    """One fold of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed): training and held-out rows."""
     import warnings
 
     from sklearn.model_selection import StratifiedKFold

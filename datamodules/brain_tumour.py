@@ -1,4 +1,4 @@
-"""Brain-tumour MRI in the layouts of BraTS and UPenn-GBM: finding, checking, caching, splitting by patient, augmenting."""
+"""Brain-tumour MRI in the layouts of BraTS and UPenn-GBM: finding, checking, caching, splitting, augmenting."""
 
 from __future__ import annotations
 
@@ -143,8 +143,8 @@ def _check(subject: Subject, rules: Rules, cohort: Cohort) -> str | None:
     sides = [round(side * spacing) for side, spacing in zip(shape, mri.spacing_of(affine), strict=True)]
     if rules.size is not None and not rules.pad and min(sides) < rules.size:
         raise ZooError(
-            f"{subject.id}: an axis has {min(sides)} voxels of 1 mm, fewer than the {rules.size} of the crop, and nothing "
-            "is padded unless you ask for it (data.pad: true)."
+            f"{subject.id}: an axis has {min(sides)} voxels of 1 mm, fewer than the {rules.size} of the crop, and "
+            "nothing is padded unless you ask for it (data.pad: true)."
         )
     cohort.resampled += not mri.is_isotropic_1mm(affine)
     return None
@@ -191,7 +191,7 @@ def _transform() -> Any:
 
 
 def _cached(items: list[Item], cache: str, folder: Path | None) -> Any:
-    """MONAI's dataset for the kind of cache: none, in memory (filled before training), or on disk (filled as it goes)."""
+    """MONAI's dataset for the kind of cache: none, in memory (filled beforehand), or on disk (filled as it goes)."""
     from monai.data import CacheDataset, PersistentDataset
     from monai.data import Dataset as PlainDataset
 
@@ -232,7 +232,7 @@ def augment(volumes: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | No
 
 
 class TumourDataset(Dataset):
-    """Subjects as {"subject": id, t1 ...: (1, S, S, S) z-scored, "present": (M,) bool}, with "seg" (3, S, S, S) if asked.
+    """Subjects as {"subject": id, t1 ...: (1, S, S, S) z-scored, "present": (M,) bool}, on demand "seg" (3, S, S, S).
 
     Absent sequences are zeros. `extra` adds what a table says of each subject.
     """
@@ -323,7 +323,9 @@ def _zoo_error(error: BaseException | None) -> ZooError | None:
 # ---------------------------------------------------------------------- splits
 
 
-def split_by_patient(subjects: Sequence[Subject], val_fraction: float, seed: int) -> tuple[list[Subject], list[Subject]]:
+def split_by_patient(
+    subjects: Sequence[Subject], val_fraction: float, seed: int
+) -> tuple[list[Subject], list[Subject]]:
     """Training and held-out subjects; all visits of a patient are on one side."""
     if not 0 < val_fraction < 1:
         raise ZooError(f"val_fraction is a share between 0 and 1, not {val_fraction}.")
@@ -350,7 +352,7 @@ def read_ids(path: str | Path) -> list[str]:
 
 
 class TumourDataModule(ZooDataModule):
-    """Brain-tumour MRI as batches {"subject": [ids], t1 ...: (B, 1, S, S, S), "present": (B, M)[, "seg": (B, 3, S, S, S)]}.
+    """Brain-tumour MRI in batches {"subject": [ids], t1 ...: (B, 1, S, S, S), "present": (B, M), "seg": (B, 3, S, S, S)}.
 
     Args:
         root: a folder in any layout of BraTS or UPenn-GBM (`zoo.nn.subjects` has the names); two folders in it called
@@ -507,5 +509,3 @@ class TumourDataModule(ZooDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.val_dataloader()
-
-

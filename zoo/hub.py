@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +44,8 @@ def fetch(manifest: Manifest) -> Path:
     if manifest.source.kind == "file":
         return _file_beside(manifest)
     with _lock(manifest.name):
+        if manifest.license and _entry(manifest.name, manifest.source, manifest.sha256) is None:
+            print(f"The weights of {manifest.name} come under the licence {manifest.license}.", file=sys.stderr)
         return _fetch(manifest.name, manifest.source, manifest.sha256, command=f"zoo add {manifest.name} FILE")
 
 

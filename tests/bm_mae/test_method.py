@@ -232,7 +232,9 @@ def test_segmenter_is_monais_unetr_where_that_exists():
     from monai.networks.nets import UNETR
 
     torch.manual_seed(0)
-    arguments = dict(image_size=32, patch_size=16, dim=48, depth=12, num_heads=2, mlp_dim=24, modalities=["t1", "flair"])
+    arguments = dict(
+        image_size=32, patch_size=16, dim=48, depth=12, num_heads=2, mlp_dim=24, modalities=["t1", "flair"]
+    )
     ours = Segmenter(MultimodalViT(**arguments), arguments, 3).eval()
     theirs = UNETR(in_channels=2, out_channels=3, img_size=32, hidden_size=48, mlp_dim=24, num_heads=2).eval()
     decoder = {key: value for key, value in ours.state_dict().items() if not key.startswith("encoder.")}
@@ -295,11 +297,13 @@ def test_without_cross_modal_tokens_a_sequence_says_nothing_of_another():
     assert not torch.allclose(after[:, 0], before[:, 0])
     full = BMMAE(**TINY).eval()
     moved = full.predict(full.backbone.patches(changed), masks).unflatten(1, (4, -1))
-    assert not torch.allclose(moved[:, 1:], full.predict(full.backbone.patches(data), masks).unflatten(1, (4, -1))[:, 1:])
+    assert not torch.allclose(
+        moved[:, 1:], full.predict(full.backbone.patches(data), masks).unflatten(1, (4, -1))[:, 1:]
+    )
 
 
 def test_it_learns_what_sequences_say_of_each_other():
-    """Four sequences that are one field times four numbers: a withheld one is known from the rest, and from nothing else."""
+    """Four sequences that are one field times four numbers: a withheld one is known from the rest alone."""
     generator = torch.Generator().manual_seed(0)
 
     def batch(size: int) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""BM-MAE against what the official classes recorded: sampler, forward and losses, withheld sequences, downstream branches."""
+"""BM-MAE against what the official classes recorded: sampler, forward, losses, withheld sequences, branches."""
 
 from __future__ import annotations
 

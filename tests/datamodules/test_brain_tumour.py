@@ -1,4 +1,4 @@
-"""Brain-tumour MRI: names of public data sets, what is refused and how, caching, splits, volumes that go back in place."""
+"""Brain-tumour MRI: names of public sets, what is refused and how, caching, splits, volumes put back in place."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.bm_mae import BMMAEDataModule
 from datamodules.brain_cohort import CONTRAST, make_subject, write_cohort
 from datamodules.brain_table import TumourTableDataModule, fold_indices, read_table
 from datamodules.brain_tumour import Rules, TumourDataModule, TumourDataset, augment, scan, split_by_patient
-from datamodules.bm_mae import BMMAEDataModule
 from zoo.errors import ZooError
 from zoo.nn import mri
 from zoo.nn.subjects import SEQUENCES, Subject, find_subjects, one_subject, parse_name
@@ -186,7 +186,11 @@ def test_bad_subjects_are_named_and_skipped_only_on_request(own, fault):
     with pytest.raises(ZooError, match=message) as caught:
         read_all()
     assert "\n" not in str(caught.value)
-    with pytest.warns() if fault in ("nan", "constant", "constant inside", "truncated", "label 3", "label 7") else _quiet():
+    with (
+        pytest.warns()
+        if fault in ("nan", "constant", "constant inside", "truncated", "label 3", "label 7")
+        else _quiet()
+    ):
         module, items = read_all(on_bad_subject="skip")
     assert module.num_skipped == 1
     assert "BraTS2021_00001" not in {item["subject"] for item in items}
@@ -243,7 +247,13 @@ def test_padding_and_resampling_happen_only_aloud(own, capsys):
 def test_prepared_volumes_are_monais(cohort):
     """The official chain in MONAI's own transforms, against what the data module gives without augmentation."""
     from monai.transforms import (
-        CenterSpatialCropd, Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged, NormalizeIntensityd, Spacingd,
+        CenterSpatialCropd,
+        Compose,
+        EnsureChannelFirstd,
+        EnsureTyped,
+        LoadImaged,
+        NormalizeIntensityd,
+        Spacingd,
     )  # fmt: skip
 
     official = Compose([
@@ -277,7 +287,11 @@ def test_augmentation_is_one_draw_for_all_sequences():
     seen = set()
     for _ in range(40):
         turned, turned_labels = augment(volumes, labels)
-        flips = [f for f in [[], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]] if torch.equal(labels.flip(f), turned_labels)]
+        flips = [
+            f
+            for f in [[], [1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3]]
+            if torch.equal(labels.flip(f), turned_labels)
+        ]
         assert len(flips) == 1
         seen.add(tuple(flips[0]))
         flipped = volumes.flip(flips[0])
@@ -353,7 +367,9 @@ def test_the_cache_gives_the_same_and_notices_changes(own, tmp_path):
     assert len(kept) == len(items["none"])
     truncate(kept[0])  # a cache file cut short is made again
     first = module.train_data.subjects[0].id
-    rewrite(file(own, int(first[-5:]), "t2"), lambda v, a: (np.where(v > 0, v // 2 + 7 * (v % 3), 0).astype(np.int16), a))
+    rewrite(
+        file(own, int(first[-5:]), "t2"), lambda v, a: (np.where(v > 0, v // 2 + 7 * (v % 3), 0).astype(np.int16), a)
+    )
     module = data(own, cache="disk", cache_dir=str(cache), augment=False)
     module.setup()
     again = {item["subject"]: item for item in module.train_data}
@@ -381,7 +397,9 @@ def test_batches_and_determinism(cohort):
 def test_given_sides_exclusion_and_few_subjects(cohort, tmp_path):
     root = tmp_path / "brats"
     for index in range(6):
-        shutil.copytree(file(cohort, index, "t1").parent, root / ("val" if index < 2 else "archive") / f"BraTS2021_{index:05d}")
+        shutil.copytree(
+            file(cohort, index, "t1").parent, root / ("val" if index < 2 else "archive") / f"BraTS2021_{index:05d}"
+        )
     (tmp_path / "out.csv").write_text("MRI,other\nsomewhere/BraTS2021_00003,1\n")
     module = data(root, exclude=str(tmp_path / "out.csv"))
     module.setup()

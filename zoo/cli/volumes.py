@@ -1,4 +1,4 @@
-"""MRI in, MRI out: missing sequences and tumour masks of subjects, as NIfTI. Used by `zoo reconstruct`, `zoo segment`."""
+"""MRI in, MRI out, as NIfTI: missing sequences and tumour masks. Used by `zoo reconstruct` and `zoo segment`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def reconstruct(
     subject_dir: SubjectArgument,
     output: OutputOption,
     sequences: Annotated[
-        str | None, typer.Option(help="Predict only these, comma-separated (t1,t1ce,t2,flair); default: the missing ones.")
+        str | None,
+        typer.Option(help="Predict only these, comma-separated (t1,t1ce,t2,flair); default: the missing ones."),
     ] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Look at only these, comma-separated; default: all that are there.")
@@ -84,7 +85,9 @@ def segment(
 
     model = load(name)
     if not hasattr(model, "segment"):
-        raise ZooError(f"{type(model).__name__} does not segment: fine-tune it with lightning run bm_mae/finetune_segmentation.")
+        raise ZooError(
+            f"{type(model).__name__} does not segment: fine-tune it with lightning run bm_mae/finetune_segmentation."
+        )
     model = model.to(pick_device(device))
     subjects, _ = find_subjects(subject_dir)
     for subject in (subject for subject in subjects if subject.sequences):

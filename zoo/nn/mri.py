@@ -66,7 +66,7 @@ def read_volume(path: Path, subject: str) -> MetaTensor:
 
 
 def read_labels(path: Path, subject: str, labels: str = "brats") -> MetaTensor:
-    """A segmentation (1, H, W, D) as uint8 with enhancing tumour 4, core 1, oedema 2, whichever way `labels` numbers it.
+    """A segmentation (1, H, W, D) as uint8 with enhancing tumour 4, core 1, oedema 2, however `labels` numbers it.
 
     Raises `ZooError` for values that `labels` (a key of `LABELS`) does not know.
     """
@@ -82,7 +82,9 @@ def read_labels(path: Path, subject: str, labels: str = "brats") -> MetaTensor:
         if 3 in strange and labels == "brats":
             advice = " 3 is enhancing tumour since BraTS 2023: set data.labels to brats2023."
         elif 4 in strange and labels == "brats2023":
-            advice = " 4 is enhancing tumour before BraTS 2023 (data.labels brats), resection cavity in 2024 (brats2024)."
+            advice = (
+                " 4 is enhancing tumour before BraTS 2023 (data.labels brats), resection cavity in 2024 (brats2024)."
+            )
         values = ", ".join(f"{value:g}" for value in strange[:5])
         raise ZooError(f"{subject}: {path} has labels {values}, not among {', '.join(map(str, allowed))}.{advice}")
     result = np.zeros(voxels.shape, dtype=np.uint8)
@@ -93,7 +95,7 @@ def read_labels(path: Path, subject: str, labels: str = "brats") -> MetaTensor:
 
 
 def regions(labels: Tensor) -> Tensor:
-    """Labels (..., 1, H, W, D) in BraTS-2021 numbers to the overlapping channels TC, WT, ET: (..., 3, H, W, D) float."""
+    """Labels (..., 1, H, W, D) as BraTS 2021 numbers them to channels TC, WT, ET, which overlap: (..., 3, H, W, D)."""
     core, oedema, enhancing = labels == 1, labels == 2, labels == 4
     return torch.cat([core | enhancing, core | oedema | enhancing, enhancing], dim=-4).float()
 

@@ -33,8 +33,8 @@ def unpatchify_3d(patches: Tensor, patch_size: int, grid: Sequence[int]) -> Tens
 def sincos_positions_3d(grid: Sequence[int], dim: int) -> Tensor:
     """Fixed 3-D sin-cos positions as MONAI lays them out: (1, h * w * d, dim), float32, last axis fastest.
 
-    Six equal blocks of channels: sine and cosine of the *middle* axis, of the first, of the last; frequency i of a block
-    is 10000^(-i / (dim / 6)). `dim` is a multiple of 6.
+    Six equal blocks of channels: sine and cosine of the *middle* axis, of the first, of the last; frequency i of a
+    block is 10000^(-i / (dim / 6)). `dim` is a multiple of 6.
     """
     if dim % 6:
         raise ValueError(f"3-D sin-cos positions need a width that is a multiple of 6, not {dim}")

@@ -120,7 +120,8 @@ def find_subjects(root: str | Path) -> tuple[list[Subject], list[Path]]:
     if not any(subject.sequences for subject in subjects):
         seen = f"; it has {len(strays)} NIfTI files of other names, such as {strays[0].name}" if strays else ""
         raise ZooError(
-            f"{folder} holds no MRI named as in BraTS (ID_t1.nii.gz, ID-t1n.nii.gz) or UPenn-GBM (ID_T1GD.nii.gz){seen}."
+            f"{folder} holds no MRI named as in BraTS (ID_t1.nii.gz, ID-t1n.nii.gz) or UPenn-GBM "
+            f"(ID_T1GD.nii.gz){seen}."
         )
     return subjects, strays
 
@@ -145,8 +146,8 @@ def one_subject(raw: object) -> Subject:
         parsed = parse_name(path)
         if parsed is None or parsed[2] not in SEQUENCES:
             raise ZooError(
-                f"{path.name} does not say which sequence it is: name it as in BraTS (ID_t1ce.nii.gz, ID-t1c.nii.gz) or "
-                "give {'t1ce': path}."
+                f"{path.name} does not say which sequence it is: name it as in BraTS (ID_t1ce.nii.gz, ID-t1c.nii.gz) "
+                "or give {'t1ce': path}."
             )
         return Subject(parsed[0], parsed[1], {parsed[2]: path})
     subjects, _ = find_subjects(path)

@@ -43,7 +43,7 @@ def quantile_cuts(time: np.ndarray, event: np.ndarray, bins: int) -> np.ndarray:
 
 
 def discretise(time: np.ndarray, event: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bin of each subject and its event (float32): deaths go to the cut at or after them, the censored to the one before.
+    """Bin of each subject and its event (float32): deaths go to the cut at or after them, others to the one before.
 
     Whoever outlives the last cut is censored there.
     """

@@ -152,7 +152,9 @@ class VolumeSurvival(_Rows):
     def setup(self, stage: str) -> None:
         cuts = getattr(getattr(self.trainer, "datamodule", None), "cuts", None)
         if cuts is not None and len(cuts) != self.hparams.bins:
-            raise ZooError(f"The data has {len(cuts)} time bins, the model {self.hparams.bins}: set model.bins to that.")
+            raise ZooError(
+                f"The data has {len(cuts)} time bins, the model {self.hparams.bins}: set model.bins to that."
+            )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         self._needs(batch, "time_index", "event", "time")

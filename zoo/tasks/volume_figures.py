@@ -20,7 +20,7 @@ def tumour_slice(seg: Tensor) -> int:
 
 
 def draw_segmentation(volumes: Mapping[str, Tensor], truth: Tensor, found: Tensor) -> Figure:
-    """One subject (batches of 1): a slice of each sequence, then the true and the predicted regions over the last one."""
+    """One subject (batches of 1): a slice of each sequence, the true and the predicted regions over the last."""
     z = tumour_slice(truth[0])
     images = {name: volume[0, 0, :, :, z].float().cpu().numpy().T for name, volume in volumes.items()}
     last = list(images.values())[-1]

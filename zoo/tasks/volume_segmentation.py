@@ -167,7 +167,7 @@ class VolumeSegmentation(VolumeTask):
 
 
 def regions_to_labels(regions: Tensor, enhancing: int = 4) -> Tensor:
-    """TC, WT, ET (..., 3, H, W, D) bool to labels (..., 1, H, W, D) uint8: ET before the rest of TC before the rest of WT."""
+    """TC, WT, ET (..., 3, H, W, D) bool to labels (..., 1, H, W, D) uint8; ET over TC over WT."""
     core, whole, rim = (regions.select(-4, index).unsqueeze(-4) for index in range(3))
     labels = torch.zeros_like(core, dtype=torch.uint8)
     labels = labels.masked_fill(whole, 2).masked_fill(core, 1)

@@ -79,7 +79,7 @@ class VolumeTask(ZooModule):
 
 
 def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all ranks, each subject once, sorted by it: samplers repeat subjects to give all ranks the same number."""
+    """The rows of all ranks sorted by subject, each once: samplers repeat subjects so that all ranks get as many."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, rows)

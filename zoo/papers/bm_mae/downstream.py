@@ -1,4 +1,4 @@
-"""What BM-MAE's encoder becomes: a classifier on the class token, and a UNETR on hidden states averaged over sequences."""
+"""What BM-MAE's encoder becomes: a classifier on the class token, a UNETR on states averaged over sequences."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """MONAI's UNETR decoder over the encoder's hidden states: {sequence: (B, 1, S, S, S)} to logits (B, outputs, S, S, S).
+    """MONAI's UNETR decoder over the encoder's states: {sequence: (B, 1, S, S, S)} to logits (B, outputs, S, S, S).
 
     Equals MONAI's UNETR (feature size 16, instance norm, residual blocks) where patches have 16 voxels and the encoder
     12 blocks: skips from blocks 3, 6 and 9, one convolution of the raw sequences. For patches of 2^n voxels there are n
@@ -79,7 +79,9 @@ class Segmenter(nn.Module):
     def forward(self, volumes: Mapping[str, Tensor]) -> Tensor:
         names = self.encoder.check(volumes)
         if len(names) != len(self.encoder.modalities):
-            raise ZooError(f"This segmenter was made for {', '.join(self.encoder.modalities)}; it got {', '.join(names)}.")
+            raise ZooError(
+                f"This segmenter was made for {', '.join(self.encoder.modalities)}; it got {', '.join(names)}."
+            )
         final, states = self.encoder.hidden_states(volumes)
         skips = [self.encoder1(torch.cat([volumes[name] for name in names], dim=1))]
         skips += [

@@ -1,6 +1,6 @@
 """BM-MAE as a LightningModule: one masked autoencoder over four MRI sequences (arXiv 2505.00568).
 
-Shape letters: B subjects, M sequences, T tokens of a sequence, N = M * T, V visible tokens, D width, P voxels of a patch.
+Shape letters: B subjects, M sequences, T tokens of a sequence, N = M * T, V visible, D width, P voxels of a patch.
 Volumes are z-scored over their non-zero voxels, {sequence: (B, 1, S, S, S)}.
 """
 
@@ -46,8 +46,8 @@ class BMMAEOutput:
 class BMMAE(ZooModule):
     """Pre-trains one encoder for any subset of the sequences T1, T1ce, T2 and FLAIR.
 
-    Three quarters of all tokens are hidden, in shares that differ from sequence to sequence and from subject to subject,
-    and a small decoder restores their voxels. Defaults are the official pre-training.
+    Three quarters of all tokens are hidden, in shares that differ between sequences and between subjects, and a small
+    decoder restores their voxels. Defaults are the official pre-training.
 
     Args:
         image_size, patch_size: side of the cubic volumes and of a patch in voxels.

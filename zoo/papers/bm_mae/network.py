@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution with stride p and fixed positions; `forward` takes patches (B, K, P), the convolution as a matrix."""
+    """A convolution with stride p, applied as a matrix to patches (B, K, P), and fixed positions."""
 
     def __init__(self, patch_size: int, grid: Sequence[int], dim: int) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class MultimodalViT(nn.Module):
         return self.encode(self.tokens(volumes))
 
     def hidden_states(self, volumes: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """What a segmentation decoder takes: final output (B, T, D), normalised, and that of every block, not normalised.
+        """What a segmentation decoder takes: normalised final output (B, T, D), and every block's as it is.
 
         No class token; each state is the mean over the sequences.
         """

@@ -1,4 +1,4 @@
-"""What a pre-training of BM-MAE learned: withheld sequences against two baselines, few-label segmentation against scratch."""
+"""What a pre-training of BM-MAE learned: withheld sequences and few-label segmentation, beside baselines."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ class ReconstructionReport(Callback):
         assert self.twin is not None
         mean = _mean_volumes(data.dataset(data.train_data.subjects, train=False), model.device)
         model.eval(), self.twin.eval()
-        errors: dict[str, list[Tensor]] = {f"{name}/{side}": [] for name in MODALITIES for side in ("ours", "twin", "mean")}
+        errors: dict[str, list[Tensor]] = {
+            f"{name}/{side}": [] for name in MODALITIES for side in ("ours", "twin", "mean")
+        }
         for batch in data.val_dataloader():
             volumes = {name: batch[name].to(model.device) for name in MODALITIES}
             for name in MODALITIES:
