@@ -179,7 +179,7 @@ class TumourTableDataModule(TumourDataModule):
 
 
 def fold_indices(strata: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One fold of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed): training and held-out rows."""
+    """One fold of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed): training, held-out rows."""
     import warnings
 
     from sklearn.model_selection import StratifiedKFold

@@ -280,6 +280,8 @@ class TumourDataset(Dataset):
         return int(self._skipped)
 
     def __getitem__(self, index: int) -> Item:
+        if index >= len(self):
+            raise IndexError(index)  # ends a plain `for` over the dataset
         for attempt in range(len(self)):
             at = (index + attempt) % len(self)
             try:
@@ -352,7 +354,7 @@ def read_ids(path: str | Path) -> list[str]:
 
 
 class TumourDataModule(ZooDataModule):
-    """Brain-tumour MRI in batches {"subject": [ids], t1 ...: (B, 1, S, S, S), "present": (B, M), "seg": (B, 3, S, S, S)}.
+    """Brain-tumour MRI in batches {"subject": ids, t1 ...: (B, 1, S, S, S), "present": (B, M), "seg": (B, 3, S, S, S)}.
 
     Args:
         root: a folder in any layout of BraTS or UPenn-GBM (`zoo.nn.subjects` has the names); two folders in it called

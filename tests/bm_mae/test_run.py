@@ -120,8 +120,8 @@ def test_classification_folds(tmp_path, cohort, pretrained, capsys):
 
 def test_survival_run_and_its_curves(tmp_path, cohort, pretrained, capsys):
     out = run("finetune_survival", tmp_path / "run", "--data.root", str(cohort), "--data.folds", "2",
-              "--data.bins", "3", "--data.table", str(cohort / "subjects.csv"), "--model.backbone", pretrained, "--model.bins", "3",
-              "--trainer.max_epochs", "1")  # fmt: skip
+              "--data.bins", "3", "--data.table", str(cohort / "subjects.csv"), "--model.backbone", pretrained,
+              "--model.bins", "3", "--trainer.max_epochs", "1")  # fmt: skip
     assert (out / "figures" / "survival.png").is_file()
     assert isinstance(zoo.load(out), VolumeSurvival)
     capsys.readouterr()
