@@ -86,6 +86,15 @@ def test_hidden_patches_do_not_reach_the_logits():
     assert not torch.equal(first.attention, second.attention)  # attentive reconstruction does see the full image
 
 
+def test_last_block_of_the_guidance_skips_only_what_nobody_reads():
+    model = tiny()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases that a wrong order would show
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        tokens = torch.randn(2, 16, model.backbone.embed_dim)
+        torch.testing.assert_close(model.encode(tokens, 5), model.encode(tokens)[:, :5], rtol=1e-5, atol=1e-5)
+
+
 def test_smoothing_of_the_paper():
     target = smoothing_map(14, 1.0)
     torch.testing.assert_close(target.sum(1), torch.ones(196))

@@ -14,11 +14,11 @@ def feature_similarity(tokens: Tensor, temperature: float = 0.1) -> Tensor:
     """Attentive reconstruction: how much each patch looks like the whole image (DropPos, section 3.2).
 
     Args:
-        tokens: (B, 1 + N, D) normalised encoder output of the full image, class token first.
+        tokens: (B, 1 + K, D) encoder output of the full image after the final norm: class token and K of its patches.
         temperature: softmax temperature.
 
     Returns:
-        (B, N): softmax over the patches of cosine(class token, patch) / temperature.
+        (B, K): softmax over these patches of cosine(class token, patch) / temperature.
     """
     tokens = tokens.float()
     similarity = F.cosine_similarity(tokens[:, :1], tokens[:, 1:], dim=-1)

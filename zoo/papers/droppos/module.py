@@ -20,7 +20,13 @@ from zoo.nn.patches import embed_patches, patchify
 from zoo.optim import adamw, clip_gradients, resolve_lr, warmup_cosine
 from zoo.papers.droppos import losses, weights
 from zoo.papers.droppos.masking import Masks, make_masks, take, wrong_positions
-from zoo.papers.droppos.network import PixelDecoder, PositionDecoder, build_encoder, init_like_mae
+from zoo.papers.droppos.network import (
+    PixelDecoder,
+    PositionDecoder,
+    block_on_first,
+    build_encoder,
+    init_like_mae,
+)
 from zoo.papers.droppos.smoothing import official_grid_side, sigma_at, smoothing_map
 
 _CPU_CHUNK = 8  # images
@@ -38,7 +44,7 @@ class DropPosOutput:
         masks: the random draws.
         tokens: (B, 1 + V, D) encoder output.
         logits: (B, V, N) position scores, in the order of `masks.visible`.
-        attention: (B, N) similarity to the class token in the order of `masks.patch_order`, or None.
+        attention: (B, V) attentive-reconstruction weights of the visible patches, each row sums to 1, or None.
         pixel_loss, pixels: MAE loss and (B, N, P) prediction of the multi-task variant, else None.
     """
 
@@ -212,11 +218,17 @@ class DropPos(ZooModule):
         # The official map keeps its own size: confidence thresholds are read off its diagonal.
         return smoothing_map(side, sigma, distance=h.smoothing_distance, normalize=h.smoothing_normalize)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Patch tokens with their positions (B, K, D) to encoder output (B, 1 + K, D), class token first."""
+    def encode(self, tokens: Tensor, wanted: int | None = None) -> Tensor:
+        """Patch tokens with their positions (B, K, D) to encoder output (B, 1 + K, D), class token first.
+
+        With `wanted`, only the first `wanted` tokens of the output, (B, wanted, D): the last block skips the others.
+        """
         encoder = self.backbone
         cls = (encoder.cls_token + encoder.pos_embed[:, :1]).to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        return encoder.norm(encoder.blocks(torch.cat([cls, tokens], dim=1)))
+        tokens = torch.cat([cls, tokens], dim=1)
+        if wanted is None:
+            return encoder.norm(encoder.blocks(tokens))
+        return encoder.norm(block_on_first(encoder.blocks[-1], encoder.blocks[:-1](tokens), wanted))
 
     def dropped_positions(self, masks: Masks) -> Tensor:
         """(B, V, D): the position embeddings that the visible patches get, dropped ones replaced."""
@@ -228,18 +240,19 @@ class DropPos(ZooModule):
 
     @torch.no_grad()
     def attentive_weights(self, visible_tokens: Tensor, patches: Tensor, masks: Masks) -> Tensor:
-        """Similarity of every patch to the class token of the full image: (B, N) in the order of `masks.patch_order`.
+        """Attentive reconstruction: how much each visible patch looks like the class token of the *full* image, (B, V).
 
         The visible patches come embedded already; only the hidden ones are embedded here.
         """
-        hidden_patches = take(patches, masks.patch_order[:, visible_tokens.shape[1] :])
-        hidden = embed_patches(self.backbone.patch_embed, hidden_patches)
+        num_visible = visible_tokens.shape[1]
+        hidden = embed_patches(self.backbone.patch_embed, take(patches, masks.patch_order[:, num_visible:]))
         positions = self.backbone.pos_embed[0, 1:][masks.patch_order]
         tokens = torch.cat([visible_tokens, hidden], dim=1) + positions
         # On a CPU a few images at a time: their activations stay in its cache (10 % of this pass at ViT-S, batch 32).
         whole = tokens.device.type != "cpu" or torch.compiler.is_compiling()
-        parts = [self.encode(part) for part in ([tokens] if whole else tokens.split(_CPU_CHUNK))]
+        parts = [self.encode(part, 1 + num_visible) for part in ([tokens] if whole else tokens.split(_CPU_CHUNK))]
         with full_precision(tokens.device.type):
+            # Its softmax over the visible patches is the one over all patches, gathered and made to sum to 1 again.
             return losses.feature_similarity(torch.cat(parts), self.hparams.attn_temperature)
 
     def position_task(self, images: Tensor, masks: Masks | None = None) -> DropPosOutput:
@@ -262,17 +275,13 @@ class DropPos(ZooModule):
 
         # 3. Attentive reconstruction: patches that look like the whole image count more. This pass comes second because
         #    autocast would otherwise keep half-precision weights that carry no gradient.
-        attention = attention_visible = None
-        if h.attn_guide:
-            attention = self.attentive_weights(visible.detach(), patches, masks)
-            attention_visible = attention[:, : visible.shape[1]]
-            attention_visible = attention_visible / attention_visible.sum(dim=-1, keepdim=True)
+        attention = self.attentive_weights(visible.detach(), patches, masks) if h.attn_guide else None
 
         # 4. Smoothed cross-entropy over the dropped positions, in float32.
         with full_precision(images.device.type):
             logits = logits.float()
             weight = losses.position_weights(
-                logits, masks.visible, masks.position_dropped, self.smoothing, attention_visible, h.conf_ignore
+                logits, masks.visible, masks.position_dropped, self.smoothing, attention, h.conf_ignore
             )
             loss = position_loss = losses.position_loss(logits, masks.visible, weight, self.smoothing)
             accuracy = losses.position_accuracy(logits.detach(), masks.visible, masks.position_dropped.float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -38,6 +39,22 @@ def build_encoder(
     encoder.pos_embed.data.copy_(sincos_positions(image_size // patch_size, embed_dim))
     encoder.pos_embed.requires_grad_(False)
     return encoder
+
+
+def block_on_first(block: Block, tokens: Tensor, count: int) -> Tensor:
+    """A transformer block where only the first `count` tokens ask and all are looked at: (B, T, D) to (B, count, D).
+
+    The same numbers as `block(tokens)[:, :count]`, without the work on the rest. For blocks as this room builds them:
+    no query or key norm, no layer scale, no dropout.
+    """
+    attention, dim = block.attn, tokens.shape[-1]
+    normed = block.norm1(tokens)
+    query = F.linear(normed[:, :count], attention.qkv.weight[:dim], attention.qkv.bias[:dim])
+    key, value = F.linear(normed, attention.qkv.weight[dim:], attention.qkv.bias[dim:]).chunk(2, dim=-1)
+    query, key, value = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    first = tokens[:, :count] + attention.proj(mixed)
+    return first + block.mlp(block.norm2(first))
 
 
 class PositionDecoder(nn.Module):
