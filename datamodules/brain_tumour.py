@@ -405,8 +405,10 @@ class TumourDataModule(ZooDataModule):
         num_workers: int = 8,
         pin_memory: bool | None = None,
     ) -> None:
+        # By name, since a subclass hides arguments that are used here from Lightning's own search.
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__(batch_size, num_workers, pin_memory)
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(given, logger=False)
         if cache not in ("disk", "memory", "none"):
             raise ZooError(f"cache is disk, memory or none, not {cache!r}.")
         if cache == "disk" and cache_dir is None:

@@ -307,18 +307,17 @@ def test_it_learns_what_sequences_say_of_each_other():
     generator = torch.Generator().manual_seed(0)
 
     def batch(size: int) -> dict[str, torch.Tensor]:
-        field = torch.randn(size, 1, 2, 2, 2, generator=generator).repeat_interleave(4, 2)
-        field = field.repeat_interleave(4, 3).repeat_interleave(4, 4)
+        field = torch.randn(size, 1, 1, 1, 1, generator=generator).expand(-1, -1, 4, 4, 4)
         return {name: factor * field for name, factor in zip(MODALITIES, (1.0, -1.0, 0.7, 1.3), strict=True)}
 
     held_out = batch(64)
     errors = []
     for cross_modal in (True, False):
         torch.manual_seed(0)
-        arguments = TINY | dict(image_size=8, embed_dim=48, decoder_embed_dim=48, depth=2, mlp_dim=96, mask_ratio=0.5)
+        arguments = TINY | dict(image_size=4, decoder_embed_dim=24, depth=2, mask_ratio=0.5)
         model = BMMAE(**arguments, cross_modal=cross_modal)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-        for _ in range(150):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(250):
             data = batch(64)
             optimizer.zero_grad()
             model.restoration(data, model.draw_masks(64)).loss.backward()
@@ -326,8 +325,8 @@ def test_it_learns_what_sequences_say_of_each_other():
         given = {name: volume for name, volume in held_out.items() if name != "t1"}
         found = model.eval().reconstruct(given)["t1"]
         errors.append(float((found - held_out["t1"]).square().mean()))
-    assert errors[0] < 0.5 * errors[1]
-    assert errors[0] < 0.5  # predicting the mean gives 1
+    assert errors[0] < 0.2  # predicting the mean gives 1
+    assert errors[1] > 0.7
 
 
 # ---------------------------------------------------------------------- schedule, extras, catalogue

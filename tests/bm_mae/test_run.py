@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import zoo
 from datamodules.brain_cohort import write_cohort
@@ -22,7 +23,7 @@ from zoo.tasks.volume_segmentation import regions_to_labels
 
 TINY = dict(image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, mlp_dim=32, decoder_embed_dim=12,
             decoder_depth=1, decoder_num_heads=2, decoder_mlp_dim=16)  # fmt: skip
-FAST = ["--trainer.enable_progress_bar", "false", "--data.num_workers", "0", "--data.image_size", "16"]
+FAST = ["--data.num_workers", "0", "--data.image_size", "16"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,8 @@ def pretrained(tmp_path_factory) -> str:
 
 
 def run(recipe: str, folder: Path, *args: str) -> Path:
-    run_main(["run", f"bm_mae/{recipe}", "--run-dir", str(folder), *FAST, *args])
+    recipe = recipe if recipe.endswith(".yaml") else f"bm_mae/{recipe}"
+    run_main(["run", recipe, "--run-dir", str(folder), *FAST, *args])
     return folder
 
 
@@ -57,10 +59,13 @@ def run(recipe: str, folder: Path, *args: str) -> Path:
 
 def test_quickstart_in_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
-    small = [f"--model.{key}={value}" for key, value in TINY.items()]
-    out = run("quickstart", tmp_path / "run", *small, "--trainer.max_epochs", "1", "--data.synthetic_subjects", "6",
-              "--data.synthetic_shape", "[20,20,18]", "--data.batch_size", "2",
-              "--trainer.callbacks.label_subjects", "2", "--trainer.callbacks.label_epochs", "1")  # fmt: skip
+    recipe = yaml.safe_load(zoo.catalog.recipe_info("bm_mae/quickstart").path.read_text())
+    recipe["model"]["init_args"] |= TINY
+    recipe["data"]["init_args"] |= dict(synthetic_subjects=6, synthetic_shape=[20, 20, 18], batch_size=2)
+    recipe["trainer"]["max_epochs"] = 1
+    recipe["trainer"]["callbacks"][0]["init_args"] = dict(label_subjects=2, label_epochs=1)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    out = run(str(tmp_path / "small.yaml"), tmp_path / "run")
     rows = json.loads((out / "results.json").read_text())
     assert {row["baseline_name"] for row in rows} == {
         "mean of the training subjects", "no cross-modal tokens", "from scratch"
@@ -139,8 +144,6 @@ def test_data_and_model_of_another_size_are_caught(tmp_path, cohort, pretrained,
 
 
 def test_official_twins_differ_from_the_starters_only_as_they_say():
-    import yaml
-
     for name, keys in (
         ("finetune_segmentation", {"trainer.check_val_every_n_epoch", "model.inference", "model.overlap",
                                    "model.cosine_epochs", "data.whole_val", "data.root"}),
@@ -204,6 +207,17 @@ def test_preprocess_takes_folders_files_and_paths(cohort, pretrained):
     assert model(everything).shape == model(one).shape == (1, 24)
     with pytest.raises(ZooError, match="8 subjects"):
         model.preprocess(cohort)
+
+
+def test_embed_gives_a_row_a_volume(tmp_path, cohort, pretrained):
+    zoo_main(["embed", pretrained, str(cohort / "BraTS2021_00000"), "--pattern", "*_t[12].nii.gz", "-o",
+              str(tmp_path / "features.npz")])  # fmt: skip
+    found = np.load(tmp_path / "features.npz")
+    assert found["features"].shape == (2, 24)
+    model = zoo.load(pretrained)
+    with torch.no_grad():
+        expected = model(model.preprocess(str(found["files"][0])))[0]
+    np.testing.assert_allclose(found["features"][0], expected.numpy(), atol=1e-5)
 
 
 # ---------------------------------------------------------------------- tasks

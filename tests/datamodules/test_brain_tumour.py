@@ -320,7 +320,7 @@ def test_a_volume_goes_back_to_where_it_came_from(tmp_path, shape, spacing):
     original = mri.read_volume(path, "S")
     prepared = mri.prepare(original, 16, "S", pad=True)
     assert prepared.shape == (1, 16, 16, 16)
-    back = mri.put_back(prepared.as_tensor(), prepared, original)
+    back = mri.put_back(prepared.as_tensor(), original, 16, pad=True)
     assert back.shape == original.shape
     mri.write_nifti(tmp_path / "back.nii.gz", back, back.affine, like=path)
     written = nib.load(tmp_path / "back.nii.gz")
@@ -342,7 +342,7 @@ def test_real_volumes_of_nibabel():
     image = nib.load(head)
     assert volumes["t1"].shape == (1, 16, 16, 16)
     np.testing.assert_allclose(np.asarray(originals["t1"].affine), image.affine, atol=1e-5)
-    back = mri.put_back(volumes["t1"].as_tensor(), volumes["t1"], originals["t1"])
+    back = mri.put_back(volumes["t1"].as_tensor(), originals["t1"], 16)
     assert tuple(back.shape[1:]) == image.shape
     with pytest.raises(ZooError, match="fewer than the 128"):
         mri.load_subject({"t1": head}, 128)

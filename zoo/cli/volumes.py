@@ -112,7 +112,7 @@ def _reconstruct(
     first = there[0]
     brain = torch.stack([original.as_tensor() != 0 for original in originals.values()]).any(0)
     for key, volume in found.items():
-        whole = put_back(volume[0].cpu(), volumes[first], originals[first]).as_tensor()
+        whole = put_back(volume[0].cpu(), originals[first], model.hparams["image_size"], pad).as_tensor()
         write_nifti(paths[key], whole * brain, originals[first].affine, like=subject.sequences[first])
     return paths
 

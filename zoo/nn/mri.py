@@ -190,18 +190,19 @@ def prepare(volume: MetaTensor, size: int | None, subject: str, pad: bool = Fals
     return result
 
 
-def put_back(volume: Tensor, like: MetaTensor, original: MetaTensor, nearest: bool = False) -> MetaTensor:
-    """A prepared-space volume (1, S, S, S) in the space of the file that `like = prepare(original, ...)` came from.
+def put_back(
+    volume: Tensor, original: MetaTensor, size: int | None, pad: bool = False, nearest: bool = False
+) -> MetaTensor:
+    """A prepared-space volume (1, S, S, S) in the space of `original`, which was prepared with this `size` and `pad`.
 
     What lay outside the crop is 0.
     """
     from monai.data import MetaTensor
 
-    placed = MetaTensor(volume.to(torch.float32), affine=like.affine, applied_operations=list(like.applied_operations))
-    steps = [step["class"] for step in like.applied_operations]
-    size = like.shape[-1] if steps and steps[-1] != "Spacing" else None
-    prepared = preparation(size, original.affine, "ResizeWithPadOrCrop" in steps, nearest)
-    result = prepared.inverse(placed) if steps else placed
+    steps = preparation(size, original.affine, pad, nearest)
+    like = steps(original)  # again, as MONAI undoes only what the very same transform objects did
+    placed = MetaTensor(volume.to(torch.float32), affine=like.affine, applied_operations=like.applied_operations)
+    result = steps.inverse(placed) if like.applied_operations else placed
     if result.shape != original.shape:
         raise RuntimeError(f"a volume came back as {tuple(result.shape)}, not {tuple(original.shape)}")
     return MetaTensor(result.as_tensor(), affine=original.affine)

@@ -99,7 +99,7 @@ class VolumeSegmentation(VolumeTask):
         batch = {name: volume.as_tensor().unsqueeze(0).to(self.device) for name, volume in volumes.items()}
         found = regions_to_labels(self(batch).sigmoid() > 0.5, 3 if subject.names == "brats-gli" else 4)[0].cpu()
         first = self.modalities[0]
-        labels = put_back(found, volumes[first], originals[first], nearest=True)
+        labels = put_back(found, originals[first], size, pad, nearest=True)
         return labels.as_tensor()[0].round().to(torch.uint8), originals[first].affine, subject.sequences[first]
 
     # ------------------------------------------------------------------ training
