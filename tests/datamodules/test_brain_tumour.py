@@ -310,9 +310,10 @@ def test_augmentation_is_one_draw_for_all_sequences():
 @pytest.mark.parametrize("shape", [(20, 22, 18), (12, 22, 18)], ids=["crop", "pad"])
 @pytest.mark.parametrize("spacing", [1.0, 1.5])
 def test_a_volume_goes_back_to_where_it_came_from(tmp_path, shape, spacing):
-    rng = np.random.default_rng(0)
+    axes = np.meshgrid(*(np.linspace(0, 3, side) for side in shape), indexing="ij")
     voxels = np.zeros(shape, np.int16)
-    voxels[2:-2, 3:-3, 2:-2] = rng.integers(1, 900, tuple(s - d for s, d in zip(shape, (4, 6, 4), strict=True)))
+    inner = tuple(slice(2, -2) for _ in shape)
+    voxels[inner] = (500 + 300 * np.sin(axes[0] + 2 * axes[1]) * np.cos(axes[2]))[inner]
     affine = np.diag([-spacing, -spacing, spacing, 1.0])
     affine[:3, 3] = (9, -7, 3)
     path = tmp_path / "S_t1.nii.gz"
@@ -331,7 +332,8 @@ def test_a_volume_goes_back_to_where_it_came_from(tmp_path, shape, spacing):
         np.testing.assert_array_equal(found[inside], truth[inside])
         assert inside.sum() > 0.5 * (truth != 0).sum()
     else:
-        assert np.corrcoef(found[4:-4, 4:-4, 4:-4].ravel(), truth[4:-4, 4:-4, 4:-4].ravel())[0, 1] > 0.5
+        middle = tuple(slice(side // 2 - 3, side // 2 + 3) for side in shape)
+        np.testing.assert_allclose(found[middle], truth[middle], atol=60)  # resampled there and back
 
 
 def test_real_volumes_of_nibabel():

@@ -108,6 +108,8 @@ def group_files(files: Iterable[Path]) -> tuple[list[Subject], list[Path]]:
     for name, file in approximate.items():
         subject = subjects.setdefault(name, Subject(name, "upenn"))
         subject.seg = subject.seg or file
+    for subject in subjects.values():
+        subject.sequences = {name: subject.sequences[name] for name in SEQUENCES if name in subject.sequences}
     return [subjects[name] for name in sorted(subjects)], strays
 
 
