@@ -11,6 +11,12 @@ from zoo.errors import ZooError
 class BMMAEDataModule(TumourDataModule):
     """`TumourDataModule` as pre-training takes it; the segmentation is not read unless asked for."""
 
+    def raw_sample(self) -> dict[str, str]:
+        """The files of the first held-out subject."""
+        self.setup()
+        assert self.val_data is not None
+        return {name: str(path) for name, path in self.val_data.subjects[0].sequences.items()}
+
     def labelled_dataloaders(self, train_subjects: int, batch_size: int = 2) -> tuple[DataLoader, DataLoader]:
         """A few labelled training subjects (augmented), and the held-out ones, with their segmentations."""
         given = {key: value for key, value in self.hparams.items() if not key.startswith("_")}

@@ -16,7 +16,7 @@ from zoo.nn.patches3d import patchify_3d, sincos_positions_3d, unpatchify_3d
 from zoo.optim import capped_cosine_factor
 from zoo.papers.bm_mae import BMMAE, weights
 from zoo.papers.bm_mae.downstream import Segmenter
-from zoo.papers.bm_mae.masking import draw_masks, masks_from, num_visible, sample_shares
+from zoo.papers.bm_mae.masking import draw_masks, draw_shares, masks_from, num_visible, redraw_shares
 from zoo.papers.bm_mae.network import MODALITIES, MultimodalViT
 
 TINY = dict(image_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, mlp_dim=32, decoder_embed_dim=12,
@@ -63,11 +63,13 @@ def test_shares_follow_a_flat_dirichlet_and_differ_between_subjects():
 def test_shares_above_what_a_sequence_has_are_drawn_again():
     torch.manual_seed(0)
     limit = 64 / num_visible(64, 4, 0.5)
-    shares = sample_shares(500, 4, limit)
+    shares = draw_shares(4000, 4, limit)
     assert float(shares.max()) < limit
+    flat = np.random.default_rng(0).dirichlet(np.ones(4), 20000)
+    assert stats.ks_2samp(shares[:, 0].numpy(), flat[flat.max(1) < limit][:, 0]).pvalue > 1e-3
     # Row 0 alone is invalid: the official loop would stop there.
     draws = iter([torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([[0.4, 0.6]])])
-    assert torch.equal(sample_shares(2, 2, 0.8, lambda rows: next(draws)), torch.tensor([[0.4, 0.6], [0.5, 0.5]]))
+    assert torch.equal(redraw_shares(2, 0.8, lambda rows: next(draws)), torch.tensor([[0.4, 0.6], [0.5, 0.5]]))
 
 
 def test_tokens_of_absent_sequences_are_never_visible():

@@ -13,7 +13,7 @@ from zoo.nn.patches3d import patchify_3d
 from zoo.papers.bm_mae import BMMAE, weights
 from zoo.papers.bm_mae.downstream import Classifier, Segmenter
 from zoo.papers.bm_mae.losses import modality_losses, standardise_patches
-from zoo.papers.bm_mae.masking import make_masks, masks_from, num_visible, sample_shares
+from zoo.papers.bm_mae.masking import make_masks, masks_from, num_visible, redraw_shares
 from zoo.papers.bm_mae.network import MODALITIES, MultimodalViT
 
 pytestmark = pytest.mark.golden
@@ -30,7 +30,7 @@ def cases(folder: Path, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def replay(draws: list[torch.Tensor]):
-    """The recorded Dirichlet draws in turn, as `sample_shares` asks for them."""
+    """The recorded Dirichlet draws in turn, as `redraw_shares` asks for them."""
     remaining = iter(draws)
 
     def draw(rows: int) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_sampler(golden_dir):
             tokens, modalities, batch = (case[key] for key in ("tokens_per_modality", "num_modalities", "batch"))
             visible = num_visible(tokens, modalities, case["masking_ratio"])
             assert visible == case["num_keep"], where
-            shares = sample_shares(batch, modalities, tokens / visible, replay(case["dirichlet_draws"]))
+            shares = redraw_shares(batch, tokens / visible, replay(case["dirichlet_draws"]))
             noise = case["token_noise"]
             noise = torch.stack(list(noise.values()) if isinstance(noise, dict) else list(noise), dim=1)
             masks = make_masks(shares, noise, case["final_noise"], visible)
@@ -81,7 +81,7 @@ def test_pretraining_sampler_draws_give_the_recorded_masks(golden_dir):
         batch, modalities, tokens = recorded.shape
         visible = num_visible(tokens, modalities, case["config"]["masking_ratio"])
         draws = case["dirichlet_draws"]
-        shares = sample_shares(batch, modalities, tokens / visible, replay(list(draws)))
+        shares = redraw_shares(batch, tokens / visible, replay(list(draws)))
         masks = make_masks(shares, stack(case["token_noise"]), case["final_noise"], visible)
         assert torch.equal(masks.masked, recorded.bool()), name
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import Dirichlet
 
 from zoo.errors import ZooError
 
@@ -55,32 +54,32 @@ def acceptance(modalities: int, limit: float) -> float:
     return 1.0 if limit >= 1 else max(0.0, sum(terms))
 
 
-def sample_shares(batch: int, modalities: int, limit: float, draw: Draw | None = None) -> Tensor:
-    """(B, M) shares of the visible tokens: flat on the simplex, rows with a share of `limit` or more drawn again.
+def draw_shares(batch: int, modalities: int, limit: float) -> Tensor:
+    """(B, M) shares of the visible tokens: flat on the simplex, given that none reaches `limit`.
 
-    `limit` is T / V: a sequence cannot show more tokens than it has. A row with two such shares is drawn twice and the
-    later draw counts, as in the official code. (That code also takes row 0 alone for "nothing invalid".)
-
-    Args:
-        draw: the source of randomness; by default torch's global generator, on the CPU so that a GPU never waits.
+    `limit` is T / V: a sequence cannot show more tokens than it has. Instead of drawing rows again until they fit, as
+    the official code does, several candidates are drawn for each subject and the first that fits is taken: the same
+    distribution, with draws whose number does not depend on luck. On the CPU, so that a GPU never waits.
     """
-    if draw is None:
-        draw = _flat_dirichlet(modalities)
+    chance = acceptance(modalities, limit)
+    candidates = 1 if chance >= 1 else math.ceil(math.log(1e-12) / math.log(1 - chance))
+    shares = torch.empty(batch, candidates, modalities).exponential_()
+    shares = shares / shares.sum(-1, keepdim=True)
+    first = (shares < limit).all(-1).float().argmax(1)
+    return shares[torch.arange(batch), first]
+
+
+def redraw_shares(batch: int, limit: float, draw: Draw) -> Tensor:
+    """(B, M) shares from a source of flat shares, by the official redrawing: what recorded draws need.
+
+    A row with two shares of `limit` or more is drawn twice and the later draw counts. (The official loop also takes a
+    lone invalid row 0 for "nothing invalid"; here it is drawn again.)
+    """
     shares = draw(batch)
-    while True:
-        rows = torch.argwhere(shares >= limit)[:, 0]
-        if modalities == 1 or not len(rows):
-            return shares
-        fresh = draw(len(rows))
-        for row, share in zip(rows.tolist(), fresh, strict=True):
+    while len(rows := torch.argwhere(shares >= limit)[:, 0]):
+        for row, share in zip(rows.tolist(), draw(len(rows)), strict=True):
             shares[row] = share
-
-
-def _flat_dirichlet(modalities: int) -> Draw:
-    if modalities == 1:
-        return lambda rows: torch.ones(rows, 1)
-    distribution = Dirichlet(torch.ones(modalities))
-    return lambda rows: distribution.sample((rows,))
+    return shares
 
 
 def make_masks(
@@ -120,7 +119,7 @@ def draw_masks(
     """
     if present is None or bool(present.all()):
         visible = num_visible(num_tokens, modalities, mask_ratio)
-        shares = sample_shares(batch, modalities, num_tokens / max(visible, 1))
+        shares = draw_shares(batch, modalities, num_tokens / max(visible, 1))
         present = None
     else:
         counts = present.sum(1).tolist()
@@ -129,7 +128,7 @@ def draw_masks(
         visible = num_visible(num_tokens, min(counts), mask_ratio)
         shares = torch.zeros(batch, modalities)
         for row, count in enumerate(counts):
-            shares[row, present[row].cpu()] = sample_shares(1, count, num_tokens / visible)[0]
+            shares[row, present[row].cpu()] = draw_shares(1, count, num_tokens / visible)[0]
     token_noise = torch.rand(batch, modalities, num_tokens, device=device)
     final_noise = torch.rand(batch, modalities * num_tokens, device=device)
     given = None if present is None else present.to(device)

@@ -64,6 +64,8 @@ class BMMAE(ZooModule):
         compile: run the step through torch.compile.
     """
 
+    per_device_loss = True  # a mean over the hidden tokens of the device's batch, as in the official code
+
     def __init__(
         self,
         image_size: int = 128,
@@ -131,6 +133,10 @@ class BMMAE(ZooModule):
     @classmethod
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
         return weights.from_official(state_dict) if weights.is_official(state_dict) else state_dict
+
+    def official_state_dict(self) -> StateDict:
+        """This model's weights under the official names; undoes `convert_state_dict`."""
+        return weights.to_official(self.state_dict())
 
     def make_classifier(self, modalities: Sequence[str], outputs: int, dropout: float = 0.0) -> Classifier:
         """A classifier of these sequences with a copy of this encoder; for the tasks in `zoo.tasks`."""

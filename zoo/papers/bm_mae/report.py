@@ -151,6 +151,8 @@ class ReconstructionReport(Callback):
         rows = []
         for key, name in (("dice", "mean"), ("dice_tc", "TC"), ("dice_wt", "WT"), ("dice_et", "ET")):
             tuned, scratch_score = (score[f"val/{key}"] for score in scores)
+            if tuned != tuned or scratch_score != scratch_score:  # no held-out subject has this region
+                continue
             rows.append(dict(name=f"Dice {name}, {self.label_subjects} labelled subjects", value=tuned,
                              baseline=scratch_score, baseline_name="from scratch"))  # fmt: skip
         return rows
