@@ -411,6 +411,10 @@ class TumourDataModule(ZooDataModule):
         self.save_hyperparameters(given, logger=False)
         if cache not in ("disk", "memory", "none"):
             raise ZooError(f"cache is disk, memory or none, not {cache!r}.")
+        if cache != "disk" and cache_dir is not None:
+            raise ZooError(
+                f"data.cache_dir {cache_dir} is for data.cache disk, not {cache}: set one of them otherwise."
+            )
         if cache == "disk" and cache_dir is None:
             raise ZooError("A cache on disk needs a place: set data.cache_dir, or data.cache to memory or none.")
         self.rules = self._rules(SEQUENCES if modalities is None else modalities)

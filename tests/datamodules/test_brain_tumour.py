@@ -378,6 +378,8 @@ def test_the_cache_gives_the_same_and_notices_changes(own, tmp_path):
     assert not torch.allclose(again[first]["t2"], items["none"][first]["t2"])
     with pytest.raises(ZooError, match="needs a place"):
         data(own, cache="disk")
+    with pytest.raises(ZooError, match="is for data"):
+        data(own, cache="memory", cache_dir=str(cache))
 
 
 def test_batches_and_determinism(cohort):
