@@ -215,7 +215,7 @@ def test_embed_names_a_file_it_cannot_read(run, files, tmp_path):
     code, out, err = run("embed", "tiny", files, "-o", output, "--skip-bad")
     assert code == 0
     assert "3 files x 3 features, 1 skipped" in out
-    assert err.startswith(f"skipped: {files / 'b.txt'}")
+    assert err.startswith(f"skipped: Cannot read {files / 'b.txt'}")
     assert str(files / "b.txt") not in np.load(output)["files"]
     for file in files.rglob("*.*"):
         file.write_text("x")
