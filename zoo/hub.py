@@ -48,6 +48,8 @@ def fetch(manifest: Manifest) -> Path:
     """
     if manifest.source.kind == "file":
         return _file_beside(manifest)
+    if manifest.license and _cached(manifest.name, manifest.source, manifest.sha256) is None:
+        print(f"The weights of {manifest.name} come under the licence {manifest.license}.", file=sys.stderr)
     return _fetch(manifest.name, manifest.source, manifest.sha256, command=f"zoo add {manifest.name} FILE")
 
 

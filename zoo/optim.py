@@ -82,6 +82,31 @@ def warmup_cosine(
     return {"scheduler": LambdaLR(optimizer, factors), "interval": "step", "name": "lr"}
 
 
+def capped_cosine_factor(epoch: int, *, warmup_epochs: float, cosine_epochs: float) -> float:
+    """Factor of the learning rate in a whole epoch: the lower of a linear warm-up and half a cosine from epoch 0."""
+    rising = (epoch + 1) / (warmup_epochs + 1e-8)
+    return min(rising, 0.5 * (math.cos(math.pi * epoch / cosine_epochs) + 1.0))
+
+
+def capped_cosine(
+    module: LightningModule, optimizer: Optimizer, *, warmup_epochs: float, cosine_epochs: float | None = None
+) -> dict[str, Any]:
+    """BM-MAE's schedule as Lightning's scheduler config: stepped every epoch.
+
+    `cosine_epochs` may exceed the run's length, whose end the cosine then does not reach; None takes the run's length.
+    """
+    if cosine_epochs is None:
+        cosine_epochs = module.trainer.max_epochs
+        if not cosine_epochs or cosine_epochs < 0:
+            raise ZooError("A cosine schedule needs an end: give trainer.max_epochs or model.cosine_epochs a value.")
+    if cosine_epochs <= 0 or warmup_epochs < 0:
+        raise ZooError(
+            f"cosine_epochs lies above 0 and warmup_epochs at 0 or above, not {cosine_epochs}, {warmup_epochs}."
+        )
+    factor = partial(capped_cosine_factor, warmup_epochs=warmup_epochs, cosine_epochs=cosine_epochs)
+    return {"scheduler": LambdaLR(optimizer, factor), "interval": "epoch", "name": "lr"}
+
+
 def adamw(
     module: LightningModule, params: Iterable[Any], *, lr: float, betas: tuple[float, float], weight_decay: float
 ) -> Optimizer:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
+from zoo.cli import folds, volumes
 from zoo.cli.tables import print_facts, print_table
 from zoo.errors import ZooError, did_you_mean
 
@@ -264,6 +265,13 @@ def export(
     )
     weights = manifest.with_suffix(".safetensors")
     print(f"{manifest}\n{weights} ({weights.stat().st_size / 1e6:.1f} MB)\nLoad it: zoo.load({str(manifest)!r})")
+
+
+app.command("reconstruct", epilog=_examples("zoo reconstruct bm-mae-vitb BraTS2021_00000 -o predicted --from t1ce,t2"))(
+    volumes.reconstruct
+)
+app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold2 -o curves.png"))(folds.folds)
+app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
 
 
 def _model_or_recipe(name: str) -> catalog.Manifest | catalog.Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ def embed_files(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _progress(len(files)) as advance:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            good: list[Tensor] = []
+            good: list[Tensor | Mapping[str, Tensor]] = []
             for file, item in zip(batch, pool.map(read, batch), strict=True):
                 if isinstance(item, str):
                     if not skip_bad:
@@ -74,12 +74,20 @@ def embed_files(
                     done.append(file)
             if good:
                 with torch.inference_mode():
-                    out = model(torch.cat(good).to(target))
+                    out = _features(model, good, target)
                 features.append(out.flatten(1).float().cpu().numpy())
             advance(len(batch))
     if not features:
         raise ZooError(f"None of the {len(files)} files could be read; the first: {skipped[0]}.")
     return done, np.concatenate(features), skipped
+
+
+def _features(model: ZooModule, items: list[Tensor | Mapping[str, Tensor]], device: torch.device) -> Tensor:
+    """Items that are mappings may differ in their keys (sequences of a subject), so they go through one by one."""
+    parts = [item for item in items if not isinstance(item, Mapping)]
+    if len(parts) == len(items):
+        return model(torch.cat(parts).to(device))
+    return torch.cat([model({key: part.to(device) for key, part in dict(item).items()}) for item in items])
 
 
 def write_features(path: Path, files: list[Path], features: np.ndarray) -> None:

@@ -3,5 +3,14 @@
 from zoo.tasks.image_classification import ImageClassification
 from zoo.tasks.knn import KNN
 from zoo.tasks.linear_probe import LinearProbe
+from zoo.tasks.volume_classification import VolumeClassification, VolumeSurvival
+from zoo.tasks.volume_segmentation import VolumeSegmentation
 
-__all__ = ["KNN", "ImageClassification", "LinearProbe"]
+__all__ = [
+    "KNN",
+    "ImageClassification",
+    "LinearProbe",
+    "VolumeClassification",
+    "VolumeSegmentation",
+    "VolumeSurvival",
+]

@@ -12,22 +12,22 @@ from zoo.loading import build, load
 from zoo.module import ZooModule
 
 
-def start_model(backbone: str | dict[str, Any]) -> ZooModule:
-    """The model behind a zoo name, a manifest, a checkpoint or a run folder.
+def start_model(backbone: str | dict[str, Any], pretrained: bool = True) -> ZooModule:
+    """The model behind a zoo name, a manifest, a checkpoint or a run folder; with random weights unless `pretrained`.
 
     A dict `{class_path, init_args}` gives the same module with random weights: a task's checkpoint holds one in place
     of the name, since its own state dict fills the weights.
     """
     # LightningCLI announces the task's arguments in a context variable, and the inner module's save_hyperparameters
     # would take them for its own: build it in a context that knows nothing of the task.
-    return contextvars.Context().run(_start_model, backbone)
+    return contextvars.Context().run(_start_model, backbone, pretrained)
 
 
-def _start_model(backbone: str | dict[str, Any]) -> ZooModule:
+def _start_model(backbone: str | dict[str, Any], pretrained: bool) -> ZooModule:
     if isinstance(backbone, dict):
         # `build` refuses classes that are no ZooModule: the class path comes out of a checkpoint.
         return build(backbone["class_path"], backbone.get("init_args", {}), "The backbone of this checkpoint").eval()
-    return load(backbone)
+    return load(backbone, pretrained=pretrained)
 
 
 def describe_model(model: ZooModule) -> dict[str, Any]:

@@ -1,0 +1,5 @@
+"""BM-MAE: a multimodal masked autoencoder for brain-tumour MRI with missing sequences."""
+
+from zoo.papers.bm_mae.module import BMMAE
+
+__all__ = ["BMMAE"]

@@ -1,0 +1,193 @@
+"""Classification and survival from MRI volumes on any MRI backbone of the zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
+
+from zoo.errors import ZooError
+from zoo.nn.survival import concordance, logistic_hazard_nll, risk_score, survival_curve
+from zoo.tasks.volumes import VolumeTask, check_modalities, gather_rows
+
+
+class _Rows(VolumeTask):
+    """Keeps one row a held-out subject of the last evaluation in `predictions`, for tables and pictures."""
+
+    head = "output_layer"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictions: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def forward(self, volumes: Mapping[str, Tensor]) -> Tensor:
+        """{sequence: (B, 1, S, S, S)} to logits (B, outputs)."""
+        return self.network(volumes)
+
+    def on_validation_epoch_start(self) -> None:
+        self._rows = []
+
+    def on_test_epoch_start(self) -> None:
+        self._rows = []
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self.predictions = gather_rows(self._rows)
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.predictions = gather_rows(self._rows)
+        self._report("test")
+
+    def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
+        raise NotImplementedError
+
+    def _report(self, stage: str) -> None:
+        raise NotImplementedError
+
+    def _needs(self, batch: Mapping[str, Any], *keys: str) -> None:
+        for key in keys:
+            if key not in batch:
+                raise ZooError(f"The data gives no {key}: use a table of subjects (datamodules.brain_table).")
+
+
+class VolumeClassification(_Rows):
+    """A yes-or-no question about a subject: subtype, IDH, MGMT, TERT. Logit of class 1 against class 0.
+
+    Args:
+        backbone, modalities, from_scratch, freeze, lr, weight_decay, warmup_epochs, cosine_epochs: see `VolumeTask`.
+        dropout: of the encoder.
+    """
+
+    def __init__(
+        self,
+        backbone: str | dict[str, Any],
+        modalities: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+        from_scratch: bool = False,
+        freeze: bool = False,
+        dropout: float = 0.1,
+        lr: float = 1e-4,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 5.0,
+        cosine_epochs: float | None = 20.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        check_modalities(modalities)
+        self._start("make_classifier", 1)
+        self.auroc, self.average_precision = BinaryAUROC(), BinaryAveragePrecision()
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        loss = self._loss(self(self.volumes(batch)), batch)
+        self.log("train/loss", loss.detach(), batch_size=len(batch["label"]))
+        return loss
+
+    def _loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+        self._needs(batch, "label")
+        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), batch["label"].float())
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """(B,) probability of class 1."""
+        return self(self.volumes(batch))[:, 0].sigmoid()
+
+    def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
+        logits = self(self.volumes(batch))
+        self.log(f"{stage}/loss", self._loss(logits, batch), sync_dist=True, batch_size=len(logits))
+        scores = logits[:, 0].float().sigmoid()
+        self._rows += [
+            {"subject": subject, "label": int(label), "score": float(score)}
+            for subject, label, score in zip(batch["subject"], batch["label"], scores, strict=True)
+        ]
+
+    def _report(self, stage: str) -> None:
+        scores = torch.tensor([row["score"] for row in self.predictions])
+        labels = torch.tensor([row["label"] for row in self.predictions])
+        if len(labels.unique()) < 2:  # as in the two batches of the sanity check: neither score is defined
+            return
+        for name, metric in (("auroc", self.auroc), ("ap", self.average_precision)):
+            self.log(f"{stage}/{name}", metric.to("cpu")(scores, labels), prog_bar=True, sync_dist=False)
+            metric.reset()
+
+
+class VolumeSurvival(_Rows):
+    """Discrete-time survival with logistic hazard; a subject's risk is the sum of the logits over the bins.
+
+    Args:
+        backbone, modalities, from_scratch, freeze, lr, weight_decay, warmup_epochs, cosine_epochs: see `VolumeTask`.
+        bins: time bins; the data cuts the times into as many.
+        dropout: of the encoder.
+    """
+
+    def __init__(
+        self,
+        backbone: str | dict[str, Any],
+        modalities: Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+        bins: int = 10,
+        from_scratch: bool = False,
+        freeze: bool = False,
+        dropout: float = 0.1,
+        lr: float = 1e-4,
+        weight_decay: float = 0.1,
+        warmup_epochs: float = 5.0,
+        cosine_epochs: float | None = 20.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        check_modalities(modalities)
+        if bins < 2:
+            raise ZooError(f"There are two time bins or more, not {bins}.")
+        self._start("make_classifier", bins)
+
+    def setup(self, stage: str) -> None:
+        cuts = getattr(getattr(self.trainer, "datamodule", None), "cuts", None)
+        if cuts is not None and len(cuts) != self.hparams.bins:
+            raise ZooError(
+                f"The data has {len(cuts)} time bins, the model {self.hparams.bins}: set model.bins to that."
+            )
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        self._needs(batch, "time_index", "event", "time")
+        logits = self(self.volumes(batch)).float()
+        loss = logistic_hazard_nll(logits, batch["time_index"], batch["event"])
+        self.log("train/loss", loss.detach(), batch_size=len(logits))
+        return loss
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """(B, bins) probability of surviving each bin."""
+        return survival_curve(self(self.volumes(batch)).float())
+
+    def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
+        self._needs(batch, "time_index", "event", "time")
+        logits = self(self.volumes(batch)).float()
+        loss = logistic_hazard_nll(logits, batch["time_index"], batch["event"])
+        self.log(f"{stage}/loss", loss, sync_dist=True, batch_size=len(logits))
+        columns = zip(batch["subject"], batch["time"], batch["event_seen"], risk_score(logits), strict=True)
+        self._rows += [
+            {"subject": subject, "time": float(time), "event": int(event), "risk": float(risk)}
+            for subject, time, event, risk in columns
+        ]
+
+    def _report(self, stage: str) -> None:
+        score = concordance(*self._columns())
+        if not np.isnan(score):
+            self.log(f"{stage}/c_index", score, prog_bar=True, sync_dist=False)
+
+    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return tuple(np.array([row[key] for row in self.predictions]) for key in ("time", "event", "risk"))  # type: ignore[return-value]
+
+    def figures(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Kaplan-Meier curves of the last evaluation's subjects, split at the median risk, for the Figures callback."""
+        from zoo.tasks.volume_figures import draw_survival
+
+        return {"survival": draw_survival(*self._columns())}
