@@ -145,3 +145,19 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def one_cycle(
+    optimizer: Optimizer, total_steps: int, *, warmup: float = 0.1, final_div_factor: float = 1e4
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """PyTorch's one-cycle schedule, stepped every optimiser step, with each group's own rate as its peak.
+
+    The rate rises from peak / 25 over the share `warmup` of all steps and falls by a cosine to peak / 25 /
+    `final_div_factor`; the momentum goes the other way, between 0.85 and 0.95, whatever it was set to.
+    """
+    if total_steps < 2:
+        raise ZooError(f"A one-cycle schedule takes two steps or more, not {total_steps}: train longer.")
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=peaks, total_steps=total_steps, pct_start=warmup, final_div_factor=final_div_factor
+    )
