@@ -23,6 +23,7 @@ cv2.setNumThreads(0)  # these pictures are small, and loaders bring their own pr
 
 MIN_SATURATION, MIN_VALUE = 0.3, 0.5
 DECAY = (0.4, 0.8)
+_HUES = np.arange(256, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,25 @@ def object_hsv(image: np.ndarray, colour: ObjectColour) -> np.ndarray:
     return out
 
 
+def palette(colour: ObjectColour) -> np.ndarray:
+    """(256, 3) RGB bytes of every hue at the saturation and value of `colour`."""
+    hsv = np.empty((1, 256, 3), np.uint8)
+    hsv[0, :, 0], hsv[0, :, 1], hsv[0, :, 2] = _HUES, colour.saturation, colour.value
+    return hsv_to_rgb(hsv)[0]
+
+
+def paint(image: np.ndarray, colour: ObjectColour, canvas: np.ndarray) -> np.ndarray:
+    """Colours the lit cells of (H, W) shares into `canvas` (H, W, 3), in place.
+
+    As pasting `colour_object`, at a third of the price and within one level: OpenCV rounds the last W % 32 columns
+    otherwise than the rest, a palette does not.
+    """
+    kernels.paint(image, colour.hue_shift, palette(colour), canvas)
+    return canvas
+
+
 def colour_object(image: np.ndarray, colour: ObjectColour) -> np.ndarray:
-    """(H, W) shares to RGB bytes (H, W, 3)."""
+    """(H, W) shares to RGB bytes (H, W, 3); unlit cells are black."""
     return hsv_to_rgb(object_hsv(image, colour))
 
 
@@ -132,3 +150,21 @@ def paste(image: np.ndarray, canvas: np.ndarray, top: int = 0, left: int = 0) ->
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian, 3x3."""
     return cv2.GaussianBlur(image, (3, 3), sigma)
+
+
+def move(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A finished picture turned by up to 10 degrees, shifted by up to a tenth, shrunk to 0.7 to 0.95, and mirrored.
+
+    What comes in from outside is black; bilinear, as the official code's RandomAffine with two random flips.
+    """
+    height, width = image.shape[:2]
+    angle = math.radians(rng.uniform(-10, 10))
+    shift = rng.uniform(-0.1, 0.1, 2) * (width, height)
+    scale = rng.uniform(0.7, 0.95)
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    centre = np.array([width - 1, height - 1]) / 2
+    linear = np.array([[cos, -sin], [sin, cos]])
+    offset = centre + np.round(shift) - linear @ centre
+    moved = cv2.warpAffine(image, np.column_stack([linear, offset]), (width, height), flags=cv2.INTER_LINEAR)
+    moved = moved[:, ::-1] if rng.random() < 0.5 else moved
+    return np.ascontiguousarray(moved[::-1] if rng.random() < 0.5 else moved)

@@ -65,7 +65,9 @@ def count(points, region, size):
     Truncation is toward zero, so what lies up to one cell before the region's low edge counts as the edge's own cell;
     the border's low side begins one cell further out.
     """
-    grid = np.zeros((size + 2, size + 2), np.int32)
+    side = size + 2
+    nowhere = side * side  # one more cell for what lies outside: a zoomed picture would make every branch a guess
+    cells = np.zeros(nowhere + 1, np.int32)
     x_span, y_span = region[2] - region[0], region[3] - region[1]
     x_scale = (size - 1) / (x_span if x_span > 0 else 1.0)
     y_scale = (size - 1) / (y_span if y_span > 0 else 1.0)
@@ -73,9 +75,9 @@ def count(points, region, size):
     for i in range(len(points)):
         x = (points[i, 0] - region[0]) * x_scale
         y = (points[i, 1] - region[1]) * y_scale
-        if -2.0 < x < top and -2.0 < y < top:
-            grid[int(x) + 1, int(y) + 1] += 1
-    return grid
+        inside = int((x > -2.0) & (x < top) & (y > -2.0) & (y < top))
+        cells[nowhere + inside * ((int(x) + 1) * side + int(y) + 1 - nowhere)] += 1
+    return cells[:nowhere].reshape(side, side)
 
 
 # ---------------------------------------------------------------------- fast
@@ -174,7 +176,9 @@ def fast_bounds(points):
 @njit(cache=True, fastmath={"contract", "nsz", "arcp"})
 def fast_count(points, region, size):
     """As `count`, over float32 points (2, steps)."""
-    grid = np.zeros((size + 2, size + 2), np.int32)
+    side = size + 2
+    nowhere = side * side
+    cells = np.zeros(nowhere + 1, np.int32)
     x_span, y_span = region[2] - region[0], region[3] - region[1]
     x_scale = np.float32((size - 1) / (x_span if x_span > 0 else 1.0))
     y_scale = np.float32((size - 1) / (y_span if y_span > 0 else 1.0))
@@ -183,9 +187,10 @@ def fast_count(points, region, size):
     for i in range(points.shape[1]):
         x = (points[0, i] - x0) * x_scale
         y = (points[1, i] - y0) * y_scale
-        if low < x < top and low < y < top:
-            grid[np.int32(x) + 1, np.int32(y) + 1] += 1
-    return grid
+        inside = np.int64((x > low) & (x < top) & (y > low) & (y < top))
+        cell = np.int64(np.int32(x) + 1) * side + np.int64(np.int32(y) + 1)
+        cells[nowhere + inside * (cell - nowhere)] += 1
+    return cells[:nowhere].reshape(side, side)
 
 
 # ---------------------------------------------------------------------- stamping, background, pasting
@@ -330,6 +335,19 @@ def object_hsv(image, hue_shift, saturation, value, out):
                 out[r, c, 2] = value
             else:
                 out[r, c, 0] = out[r, c, 1] = out[r, c, 2] = 0
+
+
+@njit(cache=True)
+def paint(image, hue_shift, palette, canvas):
+    """Colours the lit cells of (H, W) shares straight into `canvas` (H, W, 3), by the RGB bytes of each hue (256, 3)."""
+    for r in range(image.shape[0]):
+        for c in range(image.shape[1]):
+            x = image[r, c]
+            if x > 0:
+                hue = np.int64(x * 255 + hue_shift) & 255
+                canvas[r, c, 0] = palette[hue, 0]
+                canvas[r, c, 1] = palette[hue, 1]
+                canvas[r, c, 2] = palette[hue, 2]
 
 
 @njit(cache=True)

@@ -141,13 +141,17 @@ class SingleInstance:
         """RGB bytes (size, size, 3)."""
         image = self._render(system, rng)
         image = colours.flip(image, *colours.draw_flips(rng)) if self.flips else image
-        if self.color:
-            picture = colours.colour_object(image, colours.draw_object_colour(rng))
-        else:
-            picture = colours.grey_object((image > 0).astype(np.float32))
+        colour = colours.draw_object_colour(rng) if self.color else None
         if self.background:
-            canvas = colours.draw_background(self.size, rng, self.renderer.mode)
-            picture = colours.paste(picture, canvas)
+            picture = colours.draw_background(self.size, rng, self.renderer.mode)
+        else:
+            picture = np.zeros((self.size, self.size, 3), np.uint8)
+        if colour is None:
+            colours.paste(colours.grey_object(image > 0), picture)
+        elif self.renderer.mode == "fast":
+            colours.paint(image, colour, picture)
+        else:
+            colours.paste(colours.colour_object(image, colour), picture)
         if rng.random() < self.blur_p:
             picture = colours.blur(picture, rng.uniform(*self.blur_sigma))
         return picture

@@ -126,6 +126,8 @@ def test_object_colours(golden_dir):
         hsv = colours.object_hsv(counts / counts.max(), colour)
         np.testing.assert_array_equal(hsv, case["hsv_64"].numpy(), err_msg=name)
         np.testing.assert_array_equal(colours.hsv_to_rgb(hsv), case["rgb_64"].numpy(), err_msg=name)
+        painted = colours.colour_object(counts / counts.max(), colour)
+        np.testing.assert_array_equal(painted, case["rgb_64"].numpy(), err_msg=name)
 
 
 def test_backgrounds(golden_dir):
