@@ -51,6 +51,8 @@ class FractalsDataModule(ZooDataModule):
             paper has for the task: scale, none, svd.
         objects: (least, most) fractals in a multi-instance picture.
         size_range: (least, most) side of an object as a share of the picture's; None is the paper's for the task.
+        fractal_size: side at which the fractals of multi-instance pictures are rendered before they are resized; None
+            takes half the picture's (the paper), which small pictures do better without.
         color, background: multi-class pictures only; False paints grey, or leaves the ground black.
         blur_p: probability of a slight blur.
         stamps: mark a random part of the 3x3 cells around each point.
@@ -82,6 +84,7 @@ class FractalsDataModule(ZooDataModule):
         jitter: str | None = None,
         objects: tuple[int, int] = (1, 5),
         size_range: tuple[float, float] | None = None,
+        fractal_size: int | None = None,
         color: bool = True,
         background: bool = True,
         blur_p: float = 0.5,
@@ -136,7 +139,8 @@ class FractalsDataModule(ZooDataModule):
             return FractalViews(self.systems, plan, material, rule, world)
         sizes = _MULTI_SIZES if h.size_range is None else tuple(h.size_range)
         rule = LayoutRule(h.image_size, tuple(h.objects), sizes, blur_p=h.blur_p)
-        material = Material(h.image_size, h.image_size // 2, self.renderer, self.jitter)
+        side = h.image_size // 2 if h.fractal_size is None else h.fractal_size
+        material = Material(h.image_size, side, self.renderer, self.jitter)
         return MultiInstanceFractals(self.systems, plan, material, rule, world)
 
     def setup(self, stage: str | None = None) -> None:

@@ -165,7 +165,7 @@ def _extremes(values):
 
 @njit(cache=True)
 def fast_bounds(points):
-    """Bounds of (2, steps) float32 as float64 [x0, y0, x1, y1]; NaN if a chain ran away (then its end is not finite)."""
+    """Bounds of (2, steps) float32 as float64 [x0, y0, x1, y1]; NaN if a chain ran away, since then its end is."""
     if not np.isfinite(points[:, -8:]).all():
         return np.full(4, np.nan)
     x0, x1 = _extremes(points[0])
@@ -339,7 +339,7 @@ def object_hsv(image, hue_shift, saturation, value, out):
 
 @njit(cache=True)
 def paint(image, hue_shift, palette, canvas):
-    """Colours the lit cells of (H, W) shares straight into `canvas` (H, W, 3), by the RGB bytes of each hue (256, 3)."""
+    """Colours the lit cells of (H, W) shares into `canvas` (H, W, 3), by the RGB bytes of each hue (256, 3)."""
     for r in range(image.shape[0]):
         for c in range(image.shape[1]):
             x = image[r, c]

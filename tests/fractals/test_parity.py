@@ -23,7 +23,7 @@ from datamodules.fractals.systems import (
     sigma_factor,
     singular_values_of,
 )
-from zoo.papers.fractals.losses import multi_instance_loss, multi_hot
+from zoo.papers.fractals.losses import multi_hot, multi_instance_loss
 
 pytestmark = pytest.mark.golden
 EXACT = dict(rtol=0, atol=1e-12)
@@ -40,14 +40,18 @@ def cases(folder: Path, key: str) -> list[tuple[str, dict]]:
 
 
 def numbered(case: dict, prefix: str) -> list[int]:
-    return sorted(int(key.removeprefix(prefix)) for key in case if key.startswith(prefix) and key[len(prefix) :].isdigit())
+    return sorted(
+        int(key.removeprefix(prefix)) for key in case if key.startswith(prefix) and key[len(prefix) :].isdigit()
+    )
 
 
 def test_systems(golden_dir):
     for _, case in cases(golden_dir("fractals"), "cases_json"):
         for entry in json.loads(case["cases_json"]):
             seed, n, beta = entry["seed"], entry["n"], ast.literal_eval(entry["beta"])
-            numbers = range(*ast.literal_eval(n.removeprefix("range"))) if n.startswith("range") else ast.literal_eval(n)
+            numbers = (
+                range(*ast.literal_eval(n.removeprefix("range"))) if n.startswith("range") else ast.literal_eval(n)
+            )
             system = sample_system(np.random.default_rng(seed), numbers, beta=beta)
             np.testing.assert_allclose(system, case[f"system_{seed}"].numpy(), **EXACT, err_msg=str(entry))
             expected = case[f"singular_values_{seed}"].numpy()
@@ -80,7 +84,7 @@ def test_chaos_game_and_counts(golden_dir):
         system, choices = case["system"].numpy(), case["choices"].numpy()
         np.testing.assert_allclose(probabilities(system), case["probs"].numpy(), **EXACT)
         np.testing.assert_allclose(fixed_point(system), case["start_point"].numpy(), rtol=0, atol=1e-9)
-        stream = np.random.RandomState(case["numba_seed"])  # noqa: NPY002 - the stream that the official code drew from
+        stream = np.random.RandomState(case["numba_seed"])
         np.testing.assert_array_equal(draw_choices(system, case["n_iter"], stream), choices, err_msg=name)
 
         points = chaos_game(system, choices)
@@ -118,7 +122,7 @@ def test_regions_and_stamps(golden_dir):
 
 def test_object_colours(golden_dir):
     for name, case in cases(golden_dir("fractals"), "hsv_64"):
-        stream = np.random.RandomState(case["colour_seed"])  # noqa: NPY002
+        stream = np.random.RandomState(case["colour_seed"])
         colour = colours.draw_object_colour(stream)
         assert abs(colour.hue_shift - case["hue_shift"]) < 1e-9
         assert (colour.saturation, colour.value) == (case["sat_u8"], case["val_u8"])
@@ -134,7 +138,7 @@ def test_backgrounds(golden_dir):
     for _, case in cases(golden_dir("fractals"), "ds_0"):
         for i in numbered(case, "ds_"):
             levels, decay, fixed = (case[f"ds_{i}_{key}"] for key in ("n", "decay", "fixed_corners"))
-            stream = np.random.RandomState(case[f"ds_{i}_numba_seed"])  # noqa: NPY002
+            stream = np.random.RandomState(case[f"ds_{i}_numba_seed"])
             uniforms = stream.random_sample(colours.num_uniforms(levels, fixed))
             field = colours.diamond_square(levels, decay, uniforms, fixed)
             np.testing.assert_allclose(field, case[f"ds_{i}"].numpy(), **EXACT, err_msg=f"field {i}")
@@ -152,7 +156,7 @@ def test_pasting(golden_dir):
         np.testing.assert_array_equal(out, case["out"].numpy())
 
 
-def recorded_layout(log: list, colour_draws: list) -> Layout:
+def recorded_layout(log: list, colour_draws: list) -> tuple[int, list, float | None]:
     """The draws of a picture in the order in which the official code took them."""
     draws = iter(log)
 
@@ -160,7 +164,7 @@ def recorded_layout(log: list, colour_draws: list) -> Layout:
         return next(draws)[1]
 
     background, number = int(take()[0]), int(take()[0])
-    size, objects = None, []
+    objects = []
     for k in range(number):
         index = int(take()[0])
         flips = tuple(take()[0] > 0.5 for _ in range(3))
