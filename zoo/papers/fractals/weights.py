@@ -9,7 +9,7 @@ _LIGHTNING, _OURS = "model.", "backbone."
 
 def is_official(state: StateDict) -> bool:
     """Lightning's names of the official script (`model.conv1.weight`), or torchvision's bare ones."""
-    return any(key in state for key in ("model.conv1.weight", "conv1.weight", "module.conv1.weight"))
+    return any(key.startswith(("model.conv1.", "conv1.", "module.conv1.", "module.model.conv1.")) for key in state)
 
 
 def from_official(state: StateDict) -> StateDict:
