@@ -97,7 +97,8 @@ def grey_object(image: np.ndarray) -> np.ndarray:
 def field_hsv(field: np.ndarray, colour: FieldColour) -> np.ndarray:
     """(H, W) field to HSV bytes (H, W, 3)."""
     out = np.empty((*field.shape, 3), np.uint8)
-    kernels.field_hsv(field, np.array(colour.scales), np.array(colour.shifts), out)
+    scales, shifts = (np.array(values, field.dtype) for values in (colour.scales, colour.shifts))
+    kernels.field_hsv(field, scales, shifts, out)
     return out
 
 

@@ -168,6 +168,7 @@ class MultiInstanceFractals(_Fractals):
     def __init__(self, systems: Systems, plan: Plan, material: Material, rule: LayoutRule, world: int = 1) -> None:
         super().__init__(systems, plan, world)
         self.material, self.rule = material, rule
+        self.exact = material.renderer.mode == "exact"
 
     def make(self, stream: int, fractal: int) -> tuple[np.ndarray, np.ndarray, int]:
         label = self.plan.class_of(stream, fractal)
@@ -179,7 +180,7 @@ class MultiInstanceFractals(_Fractals):
         number, stream, place = self.plan.locate(key)
         newest, ring = place // self.plan.period, self.ring(stream)
         layout = self.rule.draw(self.plan.picture_rng(number), self.plan.window)
-        picture = compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1])
+        picture = compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact)
         labels = [ring[newest - placed.index][2] for placed in layout.objects] or [-1]
         ring.forget(newest)
         labels += labels[-1:] * (max(1, self.rule.objects[1]) - len(labels))
@@ -226,6 +227,7 @@ class FractalViews(_Fractals):
     def __init__(self, systems: Systems, plan: Plan, material: Material, rule: LayoutRule, world: int = 1) -> None:
         super().__init__(systems, plan, world)
         self.material, self.rule = material, rule
+        self.exact = material.renderer.mode == "exact"
 
     make = MultiInstanceFractals.make
 
@@ -237,7 +239,7 @@ class FractalViews(_Fractals):
         views = []
         for _ in range(2):
             layout = self.rule.draw(rng, self.plan.window, pick)
-            views.append(compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1]))
+            views.append(compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact))
         ring.forget(newest)
         return _to_tensor(views[0]), _to_tensor(views[1])
 

@@ -125,7 +125,8 @@ def fast_follow(maps, thresholds, x, y, seed, points):
     s3 = _scramble(seed + _U64(0x78DDE6E5FD29F054)) | _U64(1)
     xa = xb = xc = xd = xe = xf = xg = xh = x
     ya = yb = yc = yd = ye = yf = yg = yh = y
-    for start in range(-16 * 8, points.shape[1], 8):
+    across, down = points[0], points[1]
+    for turn in range(points.shape[1] // 8 + 16):
         s0, s1, s2, s3 = _next(s0), _next(s1), _next(s2), _next(s3)
         k = _pick(s0 >> _U64(32), thresholds, last)
         xa, ya = maps[k, 0] * xa + maps[k, 1] * ya + maps[k, 2], maps[k, 3] * xa + maps[k, 4] * ya + maps[k, 5]
@@ -143,15 +144,16 @@ def fast_follow(maps, thresholds, x, y, seed, points):
         xg, yg = maps[k, 0] * xg + maps[k, 1] * yg + maps[k, 2], maps[k, 3] * xg + maps[k, 4] * yg + maps[k, 5]
         k = _pick(s3 & low, thresholds, last)
         xh, yh = maps[k, 0] * xh + maps[k, 1] * yh + maps[k, 2], maps[k, 3] * xh + maps[k, 4] * yh + maps[k, 5]
-        if start >= 0:
-            points[0, start], points[1, start] = xa, ya
-            points[0, start + 1], points[1, start + 1] = xb, yb
-            points[0, start + 2], points[1, start + 2] = xc, yc
-            points[0, start + 3], points[1, start + 3] = xd, yd
-            points[0, start + 4], points[1, start + 4] = xe, ye
-            points[0, start + 5], points[1, start + 5] = xf, yf
-            points[0, start + 6], points[1, start + 6] = xg, yg
-            points[0, start + 7], points[1, start + 7] = xh, yh
+        if turn >= 16:
+            start = (turn - 16) * 8
+            across[start], down[start] = xa, ya
+            across[start + 1], down[start + 1] = xb, yb
+            across[start + 2], down[start + 2] = xc, yc
+            across[start + 3], down[start + 3] = xd, yd
+            across[start + 4], down[start + 4] = xe, ye
+            across[start + 5], down[start + 5] = xf, yf
+            across[start + 6], down[start + 6] = xg, yg
+            across[start + 7], down[start + 7] = xh, yh
 
 
 @njit(cache=True, fastmath={"contract", "nsz", "arcp", "reassoc", "nnan"})
@@ -353,12 +355,13 @@ def paint(image, hue_shift, palette, canvas):
 @njit(cache=True)
 def field_hsv(field, scales, shifts, out):
     """A field (H, W) to HSV bytes: hue goes around the circle of 256, saturation and value stop at 255."""
+    top = scales.dtype.type(255)
     for r in range(field.shape[0]):
         for c in range(field.shape[1]):
             x = field[r, c]
-            out[r, c, 0] = np.uint8(np.int64(x * scales[0] + shifts[0]) & 255)
-            out[r, c, 1] = np.uint8(np.int64(min(x * scales[1] + shifts[1], 255.0)) & 255)
-            out[r, c, 2] = np.uint8(np.int64(min(x * scales[2] + shifts[2], 255.0)) & 255)
+            out[r, c, 0] = np.uint8(np.int32(x * scales[0] + shifts[0]) & 255)
+            out[r, c, 1] = np.uint8(np.int32(min(x * scales[1] + shifts[1], top)) & 255)
+            out[r, c, 2] = np.uint8(np.int32(min(x * scales[2] + shifts[2], top)) & 255)
 
 
 @njit(cache=True)

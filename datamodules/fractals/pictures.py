@@ -92,7 +92,10 @@ class LayoutRule:
 
 
 def compose(
-    layout: Layout, fractal: Callable[[int], np.ndarray], background: Callable[[int], np.ndarray]
+    layout: Layout,
+    fractal: Callable[[int], np.ndarray],
+    background: Callable[[int], np.ndarray],
+    exact: bool = True,
 ) -> np.ndarray:
     """The picture of a layout, RGB bytes (size, size, 3).
 
@@ -101,7 +104,11 @@ def compose(
     """
     canvas = background(layout.background).copy()
     for placed in layout.objects:
-        image = colours.colour_object(colours.flip(fractal(placed.index), *placed.flips), placed.colour)
+        shares = colours.flip(fractal(placed.index), *placed.flips)
+        if exact:
+            image = colours.colour_object(shares, placed.colour)
+        else:
+            image = colours.paint(shares, placed.colour, np.zeros((*shares.shape, 3), np.uint8))
         colours.paste(colours.resize(image, placed.side), canvas, placed.top, placed.left)
     return canvas if layout.blur is None else colours.blur(canvas, layout.blur)
 
