@@ -106,7 +106,7 @@ def test_ls_on_a_terminal_is_a_table(run, shelf, monkeypatch):
 def test_ls_json_recipes_and_papers(run):
     assert [row["name"] for row in json.loads(run("ls", "--json")[1])] == ["far", "tiny"]
     recipes = json.loads(run("ls", "recipes", "*quick*", "--json")[1])
-    assert [row["name"] for row in recipes] == ["droppos/quickstart"]
+    assert "droppos/quickstart" in [row["name"] for row in recipes]
     assert recipes[0]["hardware"]
     papers = {row["name"]: row for row in json.loads(run("ls", "papers", "--json")[1])}
     assert papers["paper"]["models"] == 2
@@ -270,7 +270,7 @@ def test_every_command_has_help_with_an_example(run):
     commands = [line.split()[1] for line in out.split("Commands")[1].splitlines() if line.startswith("│ ") and
                 not line.startswith("│  ")]  # fmt: skip
     assert code == 0
-    assert sorted(commands) == ["add", "cp", "download", "embed", "export", "info", "ls", "verify"]
+    assert sorted(commands) == ["add", "cp", "download", "embed", "export", "fractals", "info", "ls", "verify"]
     for command in commands:
         code, out, _ = run(command, "-h")
         assert code == 0

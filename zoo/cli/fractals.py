@@ -20,6 +20,7 @@ from zoo.errors import ZooError
 fractals = typer.Typer(
     name="fractals",
     help="Fractals: draw systems (sample), render sheets and data sets (render). Needs the extra 'fractals'.",
+    epilog="Example:\n\nzoo fractals render sheet.png --classes 100",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
