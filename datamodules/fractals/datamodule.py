@@ -20,7 +20,7 @@ from datamodules.fractals.datasets import (
 )
 from datamodules.fractals.files import read_systems
 from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance
-from datamodules.fractals.rendering import Mode, Renderer
+from datamodules.fractals.rendering import Mode, Renderer, say_if_compiling
 from datamodules.fractals.systems import SeededSystems, jitter_system
 from datamodules.images import open_images
 from datamodules.transforms import ResizeCenterCrop
@@ -146,6 +146,8 @@ class FractalsDataModule(ZooDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is None:
             world = self.trainer.world_size if self.trainer else 1
+            if self.trainer is None or self.trainer.is_global_zero:
+                say_if_compiling()
             self.train_data = self._dataset("train", self.hparams.num_classes * self.hparams.per_class, world)
             self.val_data = self._dataset("val", self.hparams.val_images, world)
 

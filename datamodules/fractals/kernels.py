@@ -5,7 +5,7 @@ give the same counts to the last point. The *fast* ones run eight chains beside 
 chain but not for eight), in float32, on their own xorshift numbers; they give the same distribution.
 
 Compiled code is kept on disk between runs. The module is imported only where something is rendered, since numba is an
-extra; `compiled()` says so when the first call has to compile.
+extra; `rendering.say_if_compiling` says so when the first call has to compile.
 """
 
 from __future__ import annotations

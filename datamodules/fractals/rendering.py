@@ -5,7 +5,9 @@ Rows of a rendered picture follow x and columns y, as in the official code.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -144,7 +146,9 @@ class Renderer:
         return render(points, size, region, stamp)
 
 
-def kernels_are_cached() -> bool:
-    """Whether the compiled kernels lie on disk; if not, the first rendering compiles for some seconds."""
-    stats = kernels.fast_follow._cache  # numba has no public question for this
-    return bool(list(__import__("pathlib").Path(stats.cache_path).glob("kernels.fast_follow-*.nbi")))
+def say_if_compiling() -> None:
+    """Prints a line to stderr when the kernels have to be compiled first, so that nobody takes it for a hang."""
+    folder = getattr(getattr(kernels.fast_follow, "_cache", None), "cache_path", None)  # numba has no public question
+    if kernels.fast_follow.signatures or (folder and any(Path(folder).glob("kernels.fast_follow-*.nbi"))):
+        return
+    print("Compiling the renderer, once (about ten seconds) ...", file=sys.stderr, flush=True)

@@ -154,3 +154,20 @@ def test_systems_that_blow_up_are_drawn_again_and_end_in_an_error():
 def test_wrong_arguments(call, message):
     with pytest.raises(ZooError, match=message):
         call()
+
+
+def test_compiling_is_said_once(capsys, monkeypatch, tmp_path):
+    from datamodules.fractals import rendering
+
+    class Kernel:
+        class _cache:
+            cache_path = str(tmp_path)
+
+        signatures: tuple = ()
+
+    monkeypatch.setattr(rendering.kernels, "fast_follow", Kernel)
+    rendering.say_if_compiling()
+    assert "Compiling" in capsys.readouterr().err
+    (tmp_path / "kernels.fast_follow-1.py311.nbi").touch()
+    rendering.say_if_compiling()
+    assert capsys.readouterr().err == ""

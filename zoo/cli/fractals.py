@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +97,7 @@ def render(
     fractals to OUT/images/ beside labels.csv. WebDataset shards hold NAME.png with NAME.cls or NAME.json.
     """
     from datamodules.fractals import FractalsDataModule
-    from datamodules.fractals.rendering import kernels_are_cached
+    from datamodules.fractals.rendering import say_if_compiling
 
     if size < 1:
         raise ZooError(f"--size is at least 1 pixel, not {size}.")
@@ -109,8 +108,7 @@ def render(
         raise ZooError(f"{output} is a file: give a folder, or a name that ends in .png.")
     elif output.is_dir() and any(output.iterdir()) and not force:
         raise ZooError(f"{output} is not empty: choose another folder, or write into it with --force.")
-    if not kernels_are_cached():
-        print("Compiling the renderer, once (about ten seconds) ...", file=sys.stderr)
+    say_if_compiling()
     data = FractalsDataModule(
         "multi_instance" if kind is Kind.multi else "multi_class",
         image_size=max(size, 2), batch_size=1, num_classes=classes, per_class=per_class, seed=seed, mode=mode.value,
