@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from datamodules.base import ZooDataModule
@@ -182,6 +183,11 @@ class FractalsDataModule(ZooDataModule):
     def num_redrawn(self) -> int:
         """How many fractals came out empty or not finite and were drawn again."""
         return sum(data.num_redrawn for data in (self.train_data, self.val_data) if data is not None)
+
+    def raw_sample(self) -> Image.Image:
+        """A validation picture (of the task "views" its first view), as `preprocess` takes images."""
+        self.setup()
+        return Image.fromarray(self.val_data[0][0].permute(1, 2, 0).numpy())
 
     def class_picture(self, label: int, size: int = 64) -> np.ndarray:
         """What a class looks like: (size, size) shares of its fractal as it is, always the same."""
