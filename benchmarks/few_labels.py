@@ -3,9 +3,10 @@
     python benchmarks/few_labels.py droppos-vit-cifar10 --root CIFAR10_FOLDER --json out.json
 
 Each share of the labels is drawn stratified by the seed; a smaller share lies within a larger one. "scratch" is
-the same network with random weights: its untrained features for the probes, training from the start for fine-tuning,
-with the same epochs, augmentation and peak learning rate, but without layer-wise decay, which is meant for layers that
-are already good.
+the same network with random weights: its untrained features for the probes, training from the start for fine-tuning
+with the same epochs and augmentation. A ViT gets AdamW with the same peak learning rate on both sides, without
+layer-wise decay from scratch, since that is meant for layers that are already good. A ResNet gets SGD with Anderson &
+Farrell's rates: 0.015 and ten times that for the classifier, 0.15 throughout from scratch.
 """
 
 from __future__ import annotations
@@ -19,40 +20,57 @@ import torch
 from lightning import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
+from timm.models.resnet import ResNet
 
 import zoo
 from datamodules.image_classification import ImageClassificationDataModule
 from datamodules.images import few_label_subset
 from zoo.module import ZooModule
-from zoo.tasks import ImageClassification
+from zoo.tasks import ImageClassification, ResNetClassification
 from zoo.tasks.probes import Features, extract_features, knn_accuracy, linear_probe_accuracy
 
 
 def data(args: argparse.Namespace, fraction: float, image_size: int, augment: str) -> ImageClassificationDataModule:
+    own = {key: args.normalisation[key] for key in ("mean", "std") if key in args.normalisation}
     return ImageClassificationDataModule(
         args.root, image_size=image_size, batch_size=args.batch, train_augment=augment, crop_scale=(0.5, 1.0),
-        label_fraction=fraction, eval_crop_pct=1.0, num_workers=args.workers, seed=args.seed,
+        label_fraction=fraction, eval_crop_pct=1.0, num_workers=args.workers, seed=args.seed, **own,
     )  # fmt: skip
 
 
-def features(model: ZooModule, source: ImageClassificationDataModule) -> tuple[Features, Features]:
+def features(
+    args: argparse.Namespace, model: ZooModule, source: ImageClassificationDataModule
+) -> tuple[Features, Features]:
     def represent(images: torch.Tensor) -> torch.Tensor:
-        return model(source.on_after_batch_transfer((images, None), 0)[0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision.startswith("bf16")):
+            return model(source.on_after_batch_transfer((images, None), 0)[0])
 
     train, held_out = source.labelled_dataloaders()
     return extract_features(represent, train), extract_features(represent, held_out)
 
 
-def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int) -> float:
-    seed_everything(args.seed, verbose=False)
+def vit_task(args: argparse.Namespace, side: str, epochs: int) -> ImageClassification:
     common = dict(lr=args.lr, mixup=0.0, cutmix=0.0, drop_path=0.0, warmup_epochs=epochs / 10)
     task = ImageClassification(backbone=args.backbone, layer_decay=0.75, **common)
-    if side == "scratch":
-        task = ImageClassification(network=task.network, layer_decay=1.0, **common)
+    return task if side == "pretrained" else ImageClassification(network=task.network, layer_decay=1.0, **common)
+
+
+def resnet_task(args: argparse.Namespace, side: str) -> ResNetClassification:
+    task = ResNetClassification(backbone=args.backbone)
+    if side == "pretrained":
+        return task
+    scratch = dict(lr=0.15, weight_decay=1e-4, head_lr_factor=1.0)
+    return ResNetClassification(network=task.network, image_size=task.image_size, **scratch)
+
+
+def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int) -> float:
+    seed_everything(args.seed, verbose=False)
+    task = resnet_task(args, side) if args.resnet else vit_task(args, side, epochs)
     source = data(args, fraction, task.image_size, "crop")
     trainer = Trainer(
         max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False,
         enable_progress_bar=args.progress, check_val_every_n_epoch=epochs, num_sanity_val_steps=0,
+        precision=args.precision,
     )  # fmt: skip
     trainer.fit(task, source)
     return float(trainer.callback_metrics["val/acc1"])
@@ -64,7 +82,8 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="labelled images, as datamodules.images takes them")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
     parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of a ViT")
+    parser.add_argument("--precision", default="32-true", help="of the Trainer; bf16-mixed where that is faster")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
@@ -77,6 +96,8 @@ def main() -> None:
         parser.error("give as many --epochs as --fractions")
 
     pretrained = zoo.load(args.backbone)
+    args.resnet = isinstance(pretrained.backbone, ResNet)
+    args.normalisation = pretrained.hparams if args.resnet else {}
     seed_everything(args.seed, verbose=False)
     scratch = type(pretrained)(**{k: v for k, v in pretrained.hparams.items() if not k.startswith("_")}).eval()
     sides = {"pretrained": pretrained, "scratch": scratch}
@@ -85,7 +106,7 @@ def main() -> None:
         if args.only not in (None, side):
             continue
         everything = data(args, 1.0, model.hparams.image_size, "none")
-        (train_x, train_y), held_out = features(model, everything)
+        (train_x, train_y), held_out = features(args, model, everything)
         for fraction, epochs in zip(args.fractions, args.epochs, strict=True):
             chosen = few_label_subset(train_y, fraction, args.seed)
             subset = (train_x[chosen], train_y[chosen])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ class ImageClassificationDataModule(ZooDataModule):
         eval_crop_pct: share of the shorter side that the centre crop of the evaluation view keeps.
         on_bad_image: "error" names an unreadable file and stops; "skip" passes over it and counts.
         val_fraction, seed: the held-out share of data that has no split of its own, and its draw.
+        mean, std: normalisation per channel, ImageNet's unless the backbone was trained otherwise.
         num_workers, pin_memory: see `ZooDataModule`.
     """
 
@@ -54,8 +56,10 @@ class ImageClassificationDataModule(ZooDataModule):
         seed: int = 0,
         num_workers: int = 8,
         pin_memory: bool | None = None,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
-        super().__init__(batch_size, num_workers, pin_memory, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        super().__init__(batch_size, num_workers, pin_memory, mean, std)
         # Not to the logger: Lightning refuses to run where a model's argument of the same name has another value.
         self.save_hyperparameters(logger=False)
         self.source: dict[str, Any] = dict(root=root, on_bad_image=on_bad_image, val_fraction=val_fraction, seed=seed)

@@ -170,3 +170,56 @@ def layer_decay_groups(model: nn.Module, weight_decay: float, layer_decay: float
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    warmup: float = 0.1,
+    final_div_factor: float = 1e4,
+    cycle_momentum: bool = True,
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """PyTorch's one-cycle schedule, stepped every optimiser step, with each group's own rate as its peak.
+
+    The rate rises from peak / 25 over the share `warmup` of all steps and falls by a cosine to peak / 25 /
+    `final_div_factor`; the momentum goes the other way, between 0.85 and 0.95, whatever it was set to, unless
+    `cycle_momentum` is off.
+    """
+    if total_steps < 2:
+        raise ZooError(f"A one-cycle schedule takes two steps or more, not {total_steps}: train longer.")
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=peaks,
+        total_steps=total_steps,
+        pct_start=warmup,
+        final_div_factor=final_div_factor,
+        cycle_momentum=cycle_momentum,
+    )
+
+
+def norm_bias_groups(
+    model: nn.Module, lr: float, weight_decay: float, heads: dict[str, dict[str, float]] | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups of a convolutional network: normalisation layers and biases do not decay.
+
+    `heads` gives parameters by name a group of their own: `{"fc.weight": {"lr": ..., "weight_decay": ...}}`.
+    """
+    heads = heads or {}
+    decay, plain = [], []
+    groups: list[dict[str, Any]] = []
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{module_name}.{name}" if module_name else name
+            if not parameter.requires_grad:
+                continue
+            if full in heads:
+                groups.append({"params": [parameter], "lr": lr, "weight_decay": weight_decay, **heads[full]})
+            elif "Norm" in type(module).__name__ or name == "bias":
+                plain.append(parameter)
+            else:
+                decay.append(parameter)
+    groups.append({"params": decay, "lr": lr, "weight_decay": weight_decay})
+    groups.append({"params": plain, "lr": lr, "weight_decay": 0.0})
+    return groups

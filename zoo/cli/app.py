@@ -13,6 +13,7 @@ import typer
 
 from zoo import catalog, hub, loading
 from zoo.cli import folds, volumes
+from zoo.cli.fractals import fractals
 from zoo.cli.tables import print_facts, print_table
 from zoo.errors import ZooError, did_you_mean
 
@@ -47,6 +48,9 @@ class DType(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+app.add_typer(fractals)
 
 
 def main(argv: list[str] | None = None) -> None:

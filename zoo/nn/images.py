@@ -37,8 +37,14 @@ def resize_center_crop(image: Image.Image, size: int, crop_pct: float = CROP_PCT
     return resized.crop((left, top, left + size, top + size))
 
 
-def preprocess_images(raw: Any, image_size: int, crop_pct: float = CROP_PCT) -> Tensor:
-    """Paths or PIL images, one or a list, to a batch (B, 3, image_size, image_size) normalised as ImageNet is.
+def preprocess_images(
+    raw: Any,
+    image_size: int,
+    crop_pct: float = CROP_PCT,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> Tensor:
+    """Paths or PIL images, one or a list, to a batch (B, 3, image_size, image_size), normalised (as ImageNet is).
 
     Raises `ZooError` that names a file that is missing or no image.
     """
@@ -46,8 +52,8 @@ def preprocess_images(raw: Any, image_size: int, crop_pct: float = CROP_PCT) -> 
     if not items:
         raise ZooError("There are no images to preprocess: the list is empty.")
     views = torch.stack([to_uint8(resize_center_crop(_open(item), image_size, crop_pct)) for item in items])
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return (views.float() / 255 - mean) / std
+    shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    return (views.float() / 255 - shift) / scale
 
 
 def _open(item: Any) -> Image.Image:

@@ -3,6 +3,7 @@
 from zoo.tasks.image_classification import ImageClassification
 from zoo.tasks.knn import KNN
 from zoo.tasks.linear_probe import LinearProbe
+from zoo.tasks.resnet_classification import ResNetClassification
 from zoo.tasks.volume_classification import VolumeClassification, VolumeSurvival
 from zoo.tasks.volume_segmentation import VolumeSegmentation
 
@@ -10,6 +11,7 @@ __all__ = [
     "KNN",
     "ImageClassification",
     "LinearProbe",
+    "ResNetClassification",
     "VolumeClassification",
     "VolumeSegmentation",
     "VolumeSurvival",

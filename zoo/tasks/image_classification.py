@@ -92,7 +92,14 @@ class ImageClassification(ZooModule):
         if backbone is not None:
             encoder = start_model(backbone).backbone
             if not isinstance(encoder, VisionTransformer):
-                raise ZooError(f"{backbone} has a {type(encoder).__name__}; this task fine-tunes timm's ViT only.")
+                raise ZooError(
+                    f"{backbone} has a {type(encoder).__name__}; this task fine-tunes timm's ViT only."
+                    + (
+                        " For ResNets there is zoo.tasks.ResNetClassification."
+                        if "ResNet" in type(encoder).__name__
+                        else ""
+                    )
+                )
             network = _describe(encoder)
             self._start = encoder.state_dict()
         assert network is not None

@@ -1,0 +1,242 @@
+"""Fractal pictures per second on one core, beside the official numba renderer, and whether ours are the same fractals.
+
+    python benchmarks/fractals.py speed --official OFFICIAL_CLONE --json out.json
+    python benchmarks/fractals.py same --systems 300
+    python benchmarks/fractals.py gpu --device cuda
+
+`speed` alternates the official code and both of our modes on the same systems within one process and one thread, and
+counts seconds of computing, so that neighbours on the machine matter less.
+`same` compares the fast renderer with the exact one over many systems. `gpu` times the renderer on tensors and a
+ResNet-50's training step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import alternate, machine, median, resident_bytes, write_report
+
+from datamodules.fractals import FractalsDataModule
+from datamodules.fractals.colour import draw_background
+from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance, compose
+from datamodules.fractals.rendering import Renderer, chaos_game, count_points, draw_choices, fast_chaos_game
+from datamodules.fractals.systems import SeededSystems
+from datamodules.fractals.torch_renderer import TorchRenderer
+
+SIZE, STEPS, SYSTEMS = 224, 100_000, 64
+ROWS = ("chaos game", "background", "single instance", "multi-instance, new system each", "multi-instance, cache only",
+        "multi-instance, period 2")  # fmt: skip
+
+
+def load_official(clone: str) -> tuple[Any, Any, Any]:
+    """The official `ifs`, `diamondsquare` and `generator` modules of a clone, without the rest of its imports."""
+    sys.path.insert(0, clone)
+    from fractal_learning.fractals import diamondsquare, ifs  # type: ignore[import-not-found]
+
+    path = Path(clone) / "fractal_learning/training/datamodule/datasets/generator.py"
+    spec = importlib.util.spec_from_file_location("official_generator", path)
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    return ifs, diamondsquare, generator
+
+
+class _Turn:
+    """The systems one after the other, over and over."""
+
+    def __init__(self) -> None:
+        drawn = SeededSystems(SYSTEMS)
+        self.systems, self.at = [drawn(index) for index in range(SYSTEMS)], 0
+
+    def __call__(self) -> np.ndarray:
+        self.at = (self.at + 1) % SYSTEMS
+        return self.systems[self.at].copy()
+
+
+def official_sides(clone: str) -> dict[str, Callable[[], Any]]:
+    ifs, diamondsquare, generator = load_official(clone)
+    turn, single, multi = _Turn(), generator.IFSGenerator(SIZE), generator.MultiGenerator(SIZE)
+    for label in range(SYSTEMS):
+        multi.add_sample(turn(), label)
+    count = iter(range(10**12))
+    return {
+        "chaos game": lambda: ifs.iterate(turn(), STEPS),
+        "background": lambda: diamondsquare.colorized_ds(SIZE),
+        "single instance": lambda: single(turn()),
+        "multi-instance, new system each": lambda: multi(turn(), 0, True),
+        "multi-instance, cache only": lambda: multi(turn(), 0, False),
+        "multi-instance, period 2": lambda: multi(turn(), 0, next(count) % 2 == 0),
+    }
+
+
+def our_sides(mode: str) -> dict[str, Callable[[], Any]]:
+    turn, rng = _Turn(), np.random.default_rng(0)
+    renderer = Renderer(STEPS, mode)  # type: ignore[arg-type]
+    single, material, rule = SingleInstance(SIZE, renderer), Material(SIZE, SIZE // 2, renderer), LayoutRule(SIZE)
+    ring = [material(turn(), rng) for _ in range(SYSTEMS)]
+    count, calls = iter(range(10**12)), iter(range(10**12))
+
+    def new() -> None:
+        ring[next(count) % SYSTEMS] = material(turn(), rng)
+
+    def show() -> np.ndarray:
+        return compose(rule.draw(rng, SYSTEMS), lambda i: ring[i][0], lambda i: ring[i][1], mode == "exact")
+
+    def new_and_show() -> np.ndarray:
+        new()
+        return show()
+
+    def every_other() -> np.ndarray:
+        if next(calls) % 2:
+            new()
+        return show()
+
+    return {
+        "chaos game": lambda: renderer.points(turn(), rng),
+        "background": lambda: draw_background(SIZE, rng, mode),  # type: ignore[arg-type]
+        "single instance": lambda: single(turn(), rng),
+        "multi-instance, new system each": new_and_show,
+        "multi-instance, cache only": show,
+        "multi-instance, period 2": every_other,
+    }
+
+
+def cpu_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Seconds of this process's own computing for one `run()`: what neighbours take does not count."""
+    start = time.process_time()
+    for _ in range(repeats):
+        run()
+    return (time.process_time() - start) / repeats
+
+
+def take_turns(sides: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> list[dict[str, float]]:
+    """As `common.alternate`, in seconds of computing; one dict a round, after a warm-up."""
+    for run in sides.values():
+        cpu_seconds(run, 3)
+    return [{name: cpu_seconds(run, repeats) for name, run in sides.items()} for _ in range(rounds)]
+
+
+def loader_rate(task: str) -> float:
+    """Pictures a second of the data set itself, seeding and all, once its window is full."""
+    data = FractalsDataModule(task, streams=1, window=64, num_workers=0, val_images=1)  # type: ignore[arg-type]
+    data.setup()
+    for index in range(300):
+        data.train_data[(0, index)]
+    at = iter(range(300, 10**9))
+    return 1 / cpu_seconds(lambda: data.train_data[(0, next(at))], 300)
+
+
+def speed(args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    sides = {("fast", row): run for row, run in our_sides("fast").items()}
+    sides |= {("exact", row): run for row, run in our_sides("exact").items()}
+    if args.official:
+        sides |= {("official", row): run for row, run in official_sides(args.official).items()}
+    rounds = take_turns({f"{a}|{b}": run for (a, b), run in sides.items()}, args.rounds, args.repeats)
+    before = resident_bytes("VmRSS")
+    rows = []
+    for row in ROWS:
+        line: dict[str, Any] = {"what": row}
+        for side in ("official", "exact", "fast"):
+            key = f"{side}|{row}"
+            if key in rounds[0]:
+                line[f"{side} /s"] = 1 / median([r[key] for r in rounds])
+        for side in ("exact", "fast"):
+            if args.official:
+                line[f"{side} x official"] = median([r[f"official|{row}"] / r[f"{side}|{row}"] for r in rounds])
+        rows.append(line)
+    for task in ("multi_instance", "multi_class"):
+        rows.append({"what": f"data set {task}", "fast /s": loader_rate(task)})
+    notes = [
+        f"memory grew by {(resident_bytes('VmRSS') - before) / 2**20:.1f} MiB over the data set's pictures",
+        "period 2 and the data sets are the paper's recipes: a new system for every other picture",
+    ]
+    settings = {"size": SIZE, "points": STEPS, "systems": SYSTEMS, "rounds": args.rounds}
+    report = dict(benchmark="fractals speed", settings=settings, machine=machine("cpu"), rows=rows, notes=notes)
+    write_report(report, args.json)
+
+
+def same(args: argparse.Namespace) -> None:
+    """Fast beside exact over many systems: distance of the counts, lit cells, histogram of counts."""
+    systems, side = SeededSystems(args.systems, seed=1), 112
+    apart, between, lit, levels = [], [], [], []
+    for index in range(args.systems):
+        system = systems(index)
+        runs = [chaos_game(system, draw_choices(system, STEPS, np.random.default_rng([index, k]))) for k in range(2)]
+        region = runs[0].bounds
+        grids = [count_points(p, side, region)[1:-1, 1:-1] for p in (*runs, fast_chaos_game(system, STEPS, index))]
+        shares = [grid / grid.sum() for grid in grids]
+        between.append(np.abs(shares[0] - shares[1]).sum() / 2)
+        apart.append(np.abs(shares[0] - shares[2]).sum() / 2)
+        lit.append([(grid > 0).sum() for grid in grids])
+        levels.append([np.sort(grid[grid > 0])[[-1 - (grid > 0).sum() // 20]].item() for grid in grids])
+    lit_array, level_array = np.array(lit, float), np.array(levels, float)
+    rows = []
+    for name, k, distance in (("exact, another seed", 1, between), ("fast", 2, apart)):
+        lit_ratio = np.log(lit_array[:, k] / lit_array[:, 0])
+        level_ratio = np.log(level_array[:, k] / level_array[:, 0])
+        rows.append({
+            "beside exact": name,
+            "total variation": float(np.mean(distance)),
+            "lit cells": float(np.exp(lit_ratio.mean())),
+            "z of it": float(lit_ratio.mean() / (lit_ratio.std() / np.sqrt(len(lit)))),
+            "95 % count": float(np.exp(level_ratio.mean())),
+            "z of it ": float(level_ratio.mean() / (level_ratio.std() / np.sqrt(len(lit)))),
+        })  # fmt: skip
+    worst = float(np.max(np.array(apart) / np.array(between)))
+    notes = [f"largest ratio of the two distances over all systems: {worst:.3f}"]
+    settings = {"systems": args.systems, "points": STEPS, "side": side}
+    report = dict(benchmark="fractals same", settings=settings, machine=machine("cpu"), rows=rows, notes=notes)
+    write_report(report, args.json)
+
+
+def gpu(args: argparse.Namespace) -> None:
+    from torchvision.models import resnet50
+
+    systems = SeededSystems(args.batch)
+    chosen = [systems(index) for index in range(args.batch)]
+    renderer = TorchRenderer(STEPS, args.chains, args.device)
+    model = resnet50().to(args.device, memory_format=torch.channels_last)
+    images = torch.rand(args.batch, 3, SIZE, SIZE, device=args.device).contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with torch.autocast(args.device, torch.bfloat16):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        model.zero_grad()
+
+    sides = {"renderer": lambda: renderer.render(chosen, SIZE // 2), "ResNet-50 step": step}
+    rounds = alternate(sides, args.device, args.rounds, args.seconds)
+    rows = [{"what": name, "pictures /s": args.batch / median([r[name] for r in rounds])} for name in sides]
+    settings = {"batch": args.batch, "chains": args.chains, "points": STEPS}
+    report = dict(benchmark="fractals gpu", settings=settings, machine=machine(args.device), rows=rows, notes=[])
+    write_report(report, args.json)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "same", "gpu"])
+    parser.add_argument("--official", metavar="CLONE", help="clone of the official repository, for speed")
+    parser.add_argument("--systems", type=int, default=300, help="for same")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=30, help="for speed: runs of one measurement")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for gpu: least time of one measurement")
+    parser.add_argument("--batch", type=int, default=64, help="for gpu")
+    parser.add_argument("--chains", type=int, default=256, help="for gpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for gpu")
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    {"speed": speed, "same": same, "gpu": gpu}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Fractals as training data: no images needed, as many as one likes (Anderson & Farrell 2022)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from datamodules.base import ZooDataModule
+from datamodules.fractals.datasets import (
+    FractalViews,
+    MultiInstanceFractals,
+    PictureBatches,
+    Plan,
+    SingleInstanceFractals,
+)
+from datamodules.fractals.files import read_systems
+from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance
+from datamodules.fractals.rendering import Mode, Renderer, say_if_compiling
+from datamodules.fractals.systems import SeededSystems, jitter_system
+from datamodules.images import open_images
+from datamodules.transforms import ResizeCenterCrop
+from zoo.errors import ZooError
+
+Task = Literal["multi_instance", "multi_class", "views"]
+_VIEW_BLUR = (0.5, 2.0)
+_MULTI_SIZES, _VIEW_SIZES = (0.15, 0.6), (0.25, 1.25)
+
+
+class FractalsDataModule(ZooDataModule):
+    """Fractals, rendered while training. Batches are `(images, labels)`, or `(view, view)` for the task "views".
+
+    Args:
+        task: "multi_instance": several fractals on a random background, labels (B, most objects) with repeats;
+            "multi_class": one fractal a picture, labels (B,); "views": two views of a fractal, no labels.
+        image_size: side of the pictures in pixels.
+        batch_size: pictures of one step on one device.
+        num_classes: number of systems, a class each.
+        per_class: pictures of an epoch for each class.
+        systems: file of systems (the official `ifs-100k.pkl`, or `.npz`); None draws them from `system_seed`.
+        system_seed: of the systems, where no file is given.
+        maps: half-open range of the number of maps of a drawn system.
+        seed: of the pictures; None takes the run's (`seed_everything`).
+        mode: "fast", or "exact" for the official renderer's order of operations in float64.
+        points: points of the chaos game.
+        jitter: change systems a little each time ("scale", "svd", "sval", "fractaldb-K", "none"); None is what the
+            paper has for the task: scale, none, svd.
+        objects: (least, most) fractals in a multi-instance picture.
+        size_range: (least, most) side of an object as a share of the picture's; None is the paper's for the task.
+        fractal_size: side at which the fractals of multi-instance pictures are rendered before they are resized; None
+            takes half the picture's (the paper), which small pictures do better without.
+        color, background: multi-class pictures only; False paints grey, or leaves the ground black.
+        blur_p: probability of a slight blur.
+        stamps: mark a random part of the 3x3 cells around each point.
+        allow_empty_stamp: keep the one stamp in 512 that marks nothing (official).
+        allow_expansion: take systems that do not contract.
+        window: fractals that pictures are put together from (or finished ones that are shown again).
+        period: pictures for each new fractal.
+        streams: see `datamodules.fractals.datasets.Plan`; a multiple of devices x num_workers.
+        val_images: pictures of the validation epoch, other ones than those of training.
+        mean, std: per channel; the paper trains on pixels from 0 to 1 as they are.
+        probe_root: real labelled images for probes (as `datamodules.images.open_images` takes them), such as "digits".
+        probe_crop_pct, probe_val_fraction: of these.
+        num_workers, pin_memory: see `ZooDataModule`.
+    """
+
+    def __init__(
+        self,
+        task: Task = "multi_instance",
+        image_size: int = 224,
+        batch_size: int = 32,
+        num_classes: int = 1000,
+        per_class: int = 1000,
+        systems: str | None = None,
+        system_seed: int = 0,
+        maps: tuple[int, int] = (2, 5),
+        seed: int | None = None,
+        mode: Mode = "fast",
+        points: int = 100_000,
+        jitter: str | None = None,
+        objects: tuple[int, int] = (1, 5),
+        size_range: tuple[float, float] | None = None,
+        fractal_size: int | None = None,
+        color: bool = True,
+        background: bool = True,
+        blur_p: float = 0.5,
+        stamps: bool = True,
+        allow_empty_stamp: bool = False,
+        allow_expansion: bool = False,
+        window: int = 512,
+        period: int = 2,
+        streams: int = 8,
+        val_images: int = 1000,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        probe_root: str | None = None,
+        probe_crop_pct: float = 1.0,
+        probe_val_fraction: float = 0.25,
+        num_workers: int = 8,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, pin_memory, mean, std)
+        self.save_hyperparameters(logger=False)
+        if task not in ("multi_instance", "multi_class", "views"):
+            raise ZooError(f"task is 'multi_instance', 'multi_class' or 'views', not {task!r}.")
+        if task != "multi_class" and not (color and background):
+            raise ZooError("color and background can only be left out of multi_class pictures.")
+        if systems is not None:
+            self.systems: Any = read_systems(systems, num_classes, allow_expansion)
+        else:
+            self.systems = SeededSystems(num_classes, system_seed, n=tuple(maps))
+        self.jitter = jitter if jitter is not None else {"multi_class": "scale", "views": "svd"}.get(task, "none")
+        jitter_system(self.systems(0), self.jitter, np.random.default_rng(0))  # an unknown kind shows now
+        self.renderer = Renderer(points, mode, stamps, allow_empty_stamp)
+        self.num_classes = num_classes
+        self.train_data: Any = None
+        self.val_data: Any = None
+        self._dataset("val", 1, 1)  # what cannot be drawn shows now
+
+    def _dataset(self, split: Literal["train", "val"], images: int, world: int) -> Any:
+        h = self.hparams
+        seed = int(os.environ.get("PL_GLOBAL_SEED") or 0) if h.seed is None else h.seed
+        plan = Plan(
+            h.num_classes, images, h.batch_size, seed, h.streams if split == "train" else 1, h.window, h.period, split
+        )
+        if h.task == "multi_class":
+            picture = SingleInstance(
+                h.image_size, self.renderer, self.jitter, blur_p=h.blur_p, color=h.color, background=h.background
+            )
+            return SingleInstanceFractals(self.systems, plan, picture, world)
+        if h.task == "views":
+            sizes = _VIEW_SIZES if h.size_range is None else tuple(h.size_range)
+            rule = LayoutRule(h.image_size, (1, 1), sizes, blur_p=h.blur_p, blur_sigma=_VIEW_BLUR)
+            material = Material(h.image_size, h.image_size, self.renderer, self.jitter)
+            return FractalViews(self.systems, plan, material, rule, world)
+        sizes = _MULTI_SIZES if h.size_range is None else tuple(h.size_range)
+        rule = LayoutRule(h.image_size, tuple(h.objects), sizes, blur_p=h.blur_p)
+        side = h.image_size // 2 if h.fractal_size is None else h.fractal_size
+        material = Material(h.image_size, side, self.renderer, self.jitter)
+        return MultiInstanceFractals(self.systems, plan, material, rule, world)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_data is None:
+            world = self.trainer.world_size if self.trainer else 1
+            if self.trainer is None or self.trainer.is_global_zero:
+                say_if_compiling()
+            self.train_data = self._dataset("train", self.hparams.num_classes * self.hparams.per_class, world)
+            self.val_data = self._dataset("val", self.hparams.val_images, world)
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        self._check_streams(world)
+        order = PictureBatches(len(self.train_data), self.batch_size, rank, world)
+        loader = DataLoader(
+            self.train_data,
+            batch_sampler=order,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+        )
+        # Where Lightning looks for set_epoch, and for a DistributedSampler that it need not replace.
+        loader.__dict__["sampler"] = order
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader(self.val_data, train=False)
+
+    def _check_streams(self, world: int) -> None:
+        parts = world * max(1, self.num_workers)
+        if self.hparams.streams % parts and self.hparams.streams > 1:
+            warnings.warn(
+                f"{self.hparams.streams} streams do not divide evenly among {world} x {self.num_workers} workers, so "
+                f"fractals are rendered more than once: set data.streams to a multiple of {parts}.",
+                stacklevel=2,
+            )
+
+    @property
+    def num_redrawn(self) -> int:
+        """How many fractals came out empty or not finite and were drawn again."""
+        return sum(data.num_redrawn for data in (self.train_data, self.val_data) if data is not None)
+
+    def raw_sample(self) -> Image.Image:
+        """A validation picture (of the task "views" its first view), as `preprocess` takes images."""
+        self.setup()
+        return Image.fromarray(self.val_data[0][0].permute(1, 2, 0).numpy())
+
+    def class_picture(self, label: int, size: int = 64) -> np.ndarray:
+        """What a class looks like: (size, size) shares of its fractal as it is, always the same."""
+        rng = np.random.default_rng([self.hparams.system_seed, label])
+        renderer = Renderer(self.hparams.points, self.hparams.mode, stamps=False)
+        return renderer.render(renderer.points(self.systems(label), rng), size, rng)[0]
+
+    def labelled_dataloaders(self) -> tuple[DataLoader, DataLoader]:
+        """Real images of `probe_root`, for training probes and held out, in the evaluation view."""
+        h = self.hparams
+        if h.probe_root is None:
+            raise ZooError("Probes need real images with labels: set data.probe_root (digits, or a folder).")
+        view = ResizeCenterCrop(h.image_size, h.probe_crop_pct)
+        source = dict(root=h.probe_root, transform=view, val_fraction=h.probe_val_fraction)
+        train, held_out = (open_images(split=split, **source) for split in ("train", "val"))
+        return self.loader(train, train=False), self.loader(held_out, train=False)
