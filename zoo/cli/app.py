@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
+from zoo.cli import driving
 from zoo.cli.tables import print_facts, print_table
 from zoo.errors import ZooError, did_you_mean
 
@@ -46,6 +47,9 @@ class DType(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+app.add_typer(driving.app, name="driving")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zoo.driving.features import collate, rotate, sample_from_arrays
+from zoo.driving.features import LocalScene, collate, make_sample, rotate, sample_from_arrays
 from zoo.driving.maps import Lane, VectorMap
 from zoo.driving.scenes import FUTURE
 from zoo.errors import ZooError
@@ -196,6 +196,13 @@ class TrajectoryForecaster(ZooModule):
         batch = {key: value.to(self.device) for key, value in to_tensors(collate([sample])).items()}
         paths, probability = self.predict(batch)
         return Forecast(frame.to_city(paths[0].double().cpu().numpy()), probability[0].double().cpu().numpy())
+
+    def predict_local(self, local: LocalScene) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Trajectories (6, 30, 2) and probabilities (6,) for a scene in its agent's frame, in that frame."""
+        sample = make_sample(local, history_only=True)
+        batch = {key: value.to(self.device) for key, value in to_tensors(collate([sample])).items()}
+        paths, probability = self.predict(batch)
+        return paths[0].double().cpu().numpy(), probability[0].double().cpu().numpy()
 
     # ------------------------------------------------------------------ training and evaluation
 
