@@ -52,11 +52,11 @@ def to_batch(samples: list[Sample]) -> dict[str, Tensor]:
 
 
 class DrivingDataModule(ZooDataModule):
-    """Batches of vectorised scenes, for pre-training (whole 5 s of every road user) or forecasting (2 s and the truth).
+    """Batches of vectorised scenes, for pre-training (all 5 s of every road user) or forecasting (2 s, and the truth).
 
     Args:
-        root: a folder with `train/data/*.csv`, `val/data/*.csv` (and for prediction `test_obs/data/*.csv`) as Argoverse 1
-            lays them out, or one with CSVs in it, of which `val_fraction` is held out; or "generated".
+        root: a folder with `train/data/*.csv`, `val/data/*.csv` (to predict, `test_obs/data/*.csv`) as in Argoverse 1,
+            or one with CSVs in it, of which `val_fraction` is held out; or "generated".
         map_dir: the `map_files` folder; None looks in `root` and above it.
         task: "pretrain" or "forecast".
         batch_size: scenes of one step on one device.
@@ -64,7 +64,8 @@ class DrivingDataModule(ZooDataModule):
         predict_split: which split `predict` reads: "val" or "test".
         val_fraction: see `root`; also of the generated runs.
         cache_dir: where the memory-mapped scenes go; None takes the zoo's cache.
-        generated_runs: drives of 25 s over the made-up town (about ten scenes each); generated_size: its crossings a side.
+        generated_runs: drives of 25 s over the made-up town (about ten scenes each).
+        generated_size: crossings a side of the town.
         augmented_share: share of generated runs on augmented maps.
         unseen_train, unseen_test: scenes of `unseen_scenes`.
         seed: of everything generated.
@@ -235,7 +236,6 @@ class DrivingDataModule(ZooDataModule):
         folder = Path(tempfile.mkdtemp(prefix="zoo-driving-"))
         write_map(town, folder)
         return {"scene": write_scene(generate_scenes(town, 1, h.seed, 0.0)[0], folder), "map": folder}
-
 
 
 def _run_number(scene: Scene) -> int:

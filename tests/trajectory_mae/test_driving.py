@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datamodules.trajectory_mae import DrivingDataModule
 
+from datamodules.trajectory_mae import DrivingDataModule
 from zoo.cli.app import main
 from zoo.driving.agents import Rules, distance_to_line, drive, motion
 from zoo.driving.deform import AUGMENT_TYPES, Augmentation, DoubleTurn, SmoothTurn, map_function

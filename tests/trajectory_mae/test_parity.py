@@ -1,4 +1,4 @@
-"""Features, map functions, pre-training step, forecaster and metrics beside what the official implementation recorded."""
+"""Features, map functions, pre-training step, forecaster and metrics beside what the official code recorded."""
 
 from __future__ import annotations
 

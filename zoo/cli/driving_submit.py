@@ -34,7 +34,9 @@ def write_submission(model: str, root: Path, output: Path, split: str, batch_siz
     names = data.predict_names
     for name in names:
         if not Path(name).stem.isdecimal():
-            raise ZooError(f"The benchmark knows scenes by number, and {name} is none: only Argoverse's own can be sent.")
+            raise ZooError(
+                f"The benchmark knows scenes by number, and {name} is none: only Argoverse's own can be sent."
+            )
     rows, done = [], 0
     for index, batch in enumerate(data.predict_dataloader()):
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """From a scene and its map to VectorNet's vectors, in the agent's frame.
 
-The released features are rows of 128 numbers of which 10 (a road user's step) or 12 (a piece of lane) are ever used; here
+The released features are rows of 128 numbers of which 10 (a road user's step) or 12 (a piece of lane) are used; here
 only those are kept, and `widen` of the network puts them into their columns.
 """
 
@@ -189,7 +189,7 @@ Sample = dict[str, NDArray]
 
 
 def make_sample(local: LocalScene, history_only: bool) -> Sample:
-    """What a model gets of one scene, unpadded (`collate` pads): `agents`, `lanes` and, for forecasting, goals and truth.
+    """What a model gets of one scene, unpadded (`collate` pads): agents, lanes and, to forecast, goals and truth.
 
     Keys: agents (A, 49 or 19, 10) with agent_length (A,); lanes (L, 9, 12) with lane_length (L,); with `history_only`
     also goals (G, 2), and, where the scene has them, future (30, 2) and lane_label. origin (2,) and angle lead back.
@@ -264,7 +264,7 @@ def sample_from_arrays(
         given = [lane if isinstance(lane, Lane) else None for lane in lanes]
         bare = iter(lanes_from_arrays([lane for lane in lanes if not isinstance(lane, Lane)]))
         made = [lane if lane is not None else next(bare) for lane in given]
-        lanes = VectorMap("MIA", {index: lane for index, lane in enumerate(made)})
+        lanes = VectorMap("MIA", dict(enumerate(made)))
     agent = Track("AGENT", np.arange(HISTORY) * 0.1, history)
     local = localise(Scene("the given history", lanes.city, [agent]), lanes, radius)
     return make_sample(local, history_only=True), local.frame

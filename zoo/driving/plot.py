@@ -31,7 +31,7 @@ def tidy(axis: Any, title: str = "") -> None:
 
 
 def draw_scene(local: LocalScene, forecast: tuple[NDArray, NDArray] | None = None, title: str = "") -> Any:
-    """A scene in its agent's frame: lanes, past (blue), future (green) and, if given, six forecasts with probabilities."""
+    """A scene in its agent's frame: lanes, past (blue), future (green), and forecasts with probabilities if given."""
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5.5, 5.5))

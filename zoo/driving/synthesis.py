@@ -151,7 +151,7 @@ def describe(scene: Scene, report: Report) -> None:
 
 
 def turn_of(scene: Scene) -> str:
-    """"left", "right" or "straight": by how much the agent's heading changes over the scene (30 degrees)."""
+    """ "left", "right" or "straight": by how much the agent's heading changes over the scene (30 degrees)."""
     xy = scene.agent.xy
     a, b = xy[5] - xy[0], xy[-1] - xy[-6]
     angle = np.degrees(np.arctan2(a[0] * b[1] - a[1] * b[0], a @ b))

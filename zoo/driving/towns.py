@@ -15,7 +15,7 @@ _PIECE = 40.0  # about this long is a lane segment between crossings
 def make_town(seed: int, size: int = 4, spacing: float = 110.0, city: str = "MIA") -> VectorMap:
     """A town of `size` x `size` crossings, `spacing` metres apart; the same for the same seed.
 
-    Each end of a street leads on (no dead ends), a crossing joins every lane that comes in with every lane that goes out
+    Each end of a street leads on (no dead ends), a crossing joins each lane that comes in with each lane that goes out
     on another street.
     """
     rng = np.random.default_rng([seed, size])
@@ -81,7 +81,10 @@ def _connect(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[N
     out, into = out / np.hypot(*out) * reach, into / np.hypot(*into) * reach
     t = np.linspace(0, 1, MAX_POINTS)[:, None]
     points = (
-        (2 * t**3 - 3 * t**2 + 1) * start + (t**3 - 2 * t**2 + t) * out + (3 * t**2 - 2 * t**3) * end + (t**3 - t**2) * into
+        (2 * t**3 - 3 * t**2 + 1) * start
+        + (t**3 - 2 * t**2 + t) * out
+        + (3 * t**2 - 2 * t**3) * end
+        + (t**3 - t**2) * into
     )
     angle = np.arctan2(out[0] * into[1] - out[1] * into[0], out @ into)
     return points, "NONE" if abs(angle) < np.pi / 6 else "LEFT" if angle > 0 else "RIGHT"

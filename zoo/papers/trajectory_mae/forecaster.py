@@ -129,7 +129,7 @@ class TrajectoryForecaster(ZooModule):
     # ------------------------------------------------------------------ the representation
 
     def preprocess(self, raw: Any) -> Batch:
-        """A scene (CSV path, or `{"scene": CSV, "map": folder}`, or `{"history": (20, 2), "map": lanes}`) to a batch."""
+        """A scene (CSV, or `{"scene": CSV, "map": folder}`, or `{"history": (20, 2), "map": lanes}`) to a batch."""
         return preprocess_scene(raw)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -183,9 +183,7 @@ class TrajectoryForecaster(ZooModule):
         paths[:, :, -1] = ends
         return paths, probability
 
-    def forecast(
-        self, history: NDArray[np.float64], map: VectorMap | Sequence[NDArray[np.float64] | Lane]
-    ) -> Forecast:
+    def forecast(self, history: NDArray[np.float64], map: VectorMap | Sequence[NDArray[np.float64] | Lane]) -> Forecast:
         """Forecasts one agent from plain arrays.
 
         Args:
@@ -251,9 +249,7 @@ def _unused(width: int, depth: int) -> nn.Module:
             "layers_4": nn.ModuleList(Attention(width) for _ in range(depth)),
         }
     )
-    decoder = nn.ModuleDict(
-        {"decoder": ResidualHead(width, 2), "goals_2D_decoder": ConcatHead(width, 3 * width, 1)}
-    )
+    decoder = nn.ModuleDict({"decoder": ResidualHead(width, 2), "goals_2D_decoder": ConcatHead(width, 3 * width, 1)})
     return nn.ModuleDict(
         {
             "point_level_sub_graph": sub_graph,

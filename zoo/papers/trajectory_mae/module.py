@@ -118,7 +118,7 @@ class TrajectoryMAE(ZooModule):
     # ------------------------------------------------------------------ the representation
 
     def preprocess(self, raw: Any) -> Batch:
-        """A scene (CSV path, or `{"scene": CSV, "map": folder}`, or `{"history": (20, 2), "map": lanes}`) to a batch."""
+        """A scene (CSV, or `{"scene": CSV, "map": folder}`, or `{"history": (20, 2), "map": lanes}`) to a batch."""
         return preprocess_scene(raw)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -264,7 +264,9 @@ def reconstruction_errors(out: MAEOutput) -> dict[str, tuple[Tensor, int]]:
         straight[..., [9, 8]] = first[..., [9, 8]] + number * step
         baseline = losses.end_point_errors(straight, out.lane_target, length, LANE_XY)
         hidden = ~out.masks.map_masked
-        ends = (out.trajectory[:, :, -1, list(STEP_XY)] - out.trajectory_target[:, None, -1, list(STEP_XY)]).norm(dim=-1)
+        ends = (out.trajectory[:, :, -1, list(STEP_XY)] - out.trajectory_target[:, None, -1, list(STEP_XY)]).norm(
+            dim=-1
+        )
         lanes, scenes = int(masked.sum()), int(hidden.sum())
         return {
             "lane_error": ((error * masked).sum() / max(lanes, 1), lanes),

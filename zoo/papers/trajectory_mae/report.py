@@ -22,8 +22,8 @@ _METRICS = {"minADE": "minADE_6 (m)", "minFDE": "minFDE_6 (m)", "MR": "MR_6 (sha
 
 
 class ForecastReport(Callback):
-    """When pre-training ends: two forecasters, one starting from its encoder and one from random weights, are trained on
-    the same few scenes in the same order, and scored on the same others (`datamodule.unseen_scenes`).
+    """When pre-training ends: two forecasters, one from its encoder and one from random weights, are trained on the
+    same few scenes in the same order, and scored on the same others (`datamodule.unseen_scenes`).
 
     Writes `results.json`, `figures/forecasts.png`, and for made-up data `figures/augmentation.png`.
 

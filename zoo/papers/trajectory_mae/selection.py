@@ -1,8 +1,8 @@
 """From a distribution over goals to six end points: those that minimise the expected distance to the nearest of them.
 
 The released code climbs that hill with random steps, 8 restarts of 0.1 s a scene. The objective is a weighted k-median,
-so here it is solved as one: farthest-first starts, then Lloyd's assignment and Weiszfeld's update, all scenes and starts
-at once. Deterministic.
+so here it is solved as one: farthest-first starts, then Lloyd's assignment and Weiszfeld's update, all scenes and
+starts at once. Deterministic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Official state dicts <-> ours: the same names, but for the encoder (`backbone.` in ours) and the two masked decoders."""
+"""Official state dicts <-> ours: the same names, but for encoder (`backbone.`) and masked decoders."""
 
 from __future__ import annotations
 
