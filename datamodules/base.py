@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.sampling import EvalBatches, SeededCollate, SeededDataset, TrainBatches
 from zoo.errors import ZooError
+from zoo.seeding import TRANSFER, run_seed, seed_batch
 
 
 class ZooDataModule(LightningDataModule):
@@ -40,23 +42,67 @@ class ZooDataModule(LightningDataModule):
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.mean, self.std = mean, std
 
-    def loader(self, dataset: Dataset, train: bool, drop_last: bool | None = None) -> DataLoader:
-        """A DataLoader: shuffled and without the short last batch for training, complete and in order otherwise."""
+    def loader(
+        self,
+        dataset: Dataset,
+        train: bool,
+        drop_last: bool | None = None,
+        *,
+        batch_size: int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> DataLoader:
+        """A DataLoader: shuffled and without the short last batch for training, complete and in order otherwise.
+
+        The order, and whatever a sample or `collate_fn` draws from the global generators of torch, numpy or Python,
+        follow from the run's seed, the epoch and the index alone: a run resumes exactly, with any number of workers,
+        as long as the dataset is map-style and keeps no generator of its own. Over several devices training batches are
+        dealt out and evaluation sees every sample once.
+
+        Args:
+            dataset: map-style (`len` and integer index).
+            train: for training or for evaluation.
+            drop_last: leave out the short last batch; None means when training.
+            batch_size: another than the module's.
+            collate_fn: makes a batch of a list of samples; None is torch's.
+        """
         drop_last = train if drop_last is None else drop_last
-        if drop_last and len(dataset) < self.batch_size:  # type: ignore[arg-type]
-            raise ZooError(
-                f"There are {len(dataset)} training samples, fewer than one batch of {self.batch_size}: "  # type: ignore[arg-type]
-                "lower data.batch_size."
-            )
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=train,
-            drop_last=drop_last,
+        batch_size = self.batch_size if batch_size is None else batch_size
+        count: int = len(dataset)  # type: ignore[arg-type]
+        seed = run_seed()
+        rank, world = self._rank_and_world()
+        order: TrainBatches | EvalBatches | None = None
+        if train and not getattr(self.trainer, "overfit_batches", 0):
+            order = TrainBatches(count, batch_size, seed=seed, drop_last=drop_last, rank=rank, world=world)
+        elif world > 1 and not self.trainer.predicting:  # type: ignore[union-attr]
+            order = EvalBatches(count, batch_size, rank=rank, world=world)
+        batching: dict[str, Any] = dict(batch_sampler=order) if order else dict(batch_size=batch_size)
+        loader = DataLoader(
+            SeededDataset(dataset, seed),
+            **batching,
+            collate_fn=None if collate_fn is None else SeededCollate(collate_fn),
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
+        if order is not None:
+            # Where Lightning looks for set_epoch, and for a DistributedSampler that it need not replace.
+            loader.__dict__["sampler"] = order
+        return loader
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # What `on_after_batch_transfer` draws on the device must not depend on what was drawn before either.
+        if self.trainer is not None and self.trainer.training:
+            seed_batch(self.trainer, TRANSFER, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        return batch
+
+    def raw_sample(self) -> Any:
+        """One held-out sample before any transform, as the user has it and as a model's `preprocess` takes it."""
+        raise NotImplementedError(f"{type(self).__name__} has no raw_sample yet")
 
     @property
     def num_skipped(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
@@ -68,6 +69,12 @@ class DropPosDataModule(ZooDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.val_data, train=False)
+
+    def raw_sample(self) -> Image.Image:
+        """The first held-out image."""
+        self.setup()
+        assert self.val_data is not None
+        return self.val_data.image(0)
 
     def labelled_dataloaders(self) -> tuple[DataLoader, DataLoader]:
         """Training and held-out images, both in the evaluation view and complete: what feature probes need."""

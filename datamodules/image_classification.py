@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch.utils.data import DataLoader, Subset
 
@@ -111,6 +112,12 @@ class ImageClassificationDataModule(ZooDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.val_dataloader()
+
+    def raw_sample(self) -> Image.Image:
+        """The first held-out image."""
+        self.setup()
+        assert self.val_data is not None
+        return self.val_data.image(0)
 
     def labelled_dataloaders(self) -> tuple[DataLoader, DataLoader]:
         """Training images (the labelled share) and held-out ones, both in the evaluation view and complete."""

@@ -77,6 +77,8 @@ class ImageDataset(Dataset):
         )
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} images, none at {index}")  # also what ends a for loop over them
         for attempt in range(len(self)):
             at = (index + attempt) % len(self)
             try:

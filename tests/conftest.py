@@ -21,6 +21,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A file's tests share a process, except where they run over all papers: there a paper's do.
+    for item in items:
+        paper = item.callspec.params.get("room") if hasattr(item, "callspec") else None
+        item.add_marker(pytest.mark.xdist_group(paper or item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Callable[[str], Path]:
     """`golden_dir(slug)`: the folder of a paper's cases; skips if the given folder has none for that paper."""

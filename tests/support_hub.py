@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from zoo.catalog import Manifest, read_manifest
@@ -66,6 +73,39 @@ def https_manifest(folder: Path, url: str, name: str = "tiny", **fields: Any) ->
     return read_manifest(write_manifest(folder, name, source={"kind": "https", "url": url}, **fields))
 
 
+def payload(seed: int = 0, size: int = 200_000) -> bytes:
+    """A safetensors file of about 4 * size bytes."""
+    return save({"w": torch.randn(size, generator=torch.Generator().manual_seed(seed))})
+
+
+def sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+_FETCH = """
+import sys
+from pathlib import Path
+from zoo import hub
+from zoo.catalog import read_manifest
+print(hub.fetch(read_manifest(Path(sys.argv[1]))))
+"""
+
+
+def start_fetch(manifest: Path, **environment: str) -> subprocess.Popen[str]:
+    """A process that fetches a model and prints where it is."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    command = [sys.executable, "-c", _FETCH, str(manifest)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def fetch_in_processes(manifest: Path, count: int, **environment: str) -> list[str]:
+    """What `hub.fetch` gives in processes that run at the same time."""
+    workers = [start_fetch(manifest, **environment) for _ in range(count)]
+    places = [worker.communicate(timeout=60)[0].strip() for worker in workers]
+    assert all(worker.returncode == 0 for worker in workers)
+    return places
+
+
 class FileServer:
     """Serves `content` with Range support.
 
@@ -73,6 +113,9 @@ class FileServer:
         cuts: how many bytes of the body the next answers give before the connection drops.
         statuses: error codes of the next answers, which have no body.
         headers: more headers of every answer.
+        lie: added to the length that is announced.
+        pauses: seconds to wait in the middle of the next answers.
+        pause: seconds to wait after every twentieth of the body.
         requests, paths: the Range header (or None) and the path of every request so far.
     """
 
@@ -83,6 +126,9 @@ class FileServer:
         self.cuts: list[int] = []
         self.statuses: list[int] = []
         self.headers: dict[str, str] = {}
+        self.lie = 0
+        self.pauses: list[float] = []
+        self.pause = 0.0
         self.requests: list[str | None] = []
         self.paths: list[str] = []
         self.url = ""
@@ -103,6 +149,7 @@ class FileServer:
         body = self.content[start:]
         if start and not body:
             request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(self.content)}")
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
@@ -113,10 +160,19 @@ class FileServer:
             request.send_header(name, value)
         if self.etag:
             request.send_header("ETag", self.etag)
-        request.send_header("Content-Length", str(len(body)))
+        request.send_header("Content-Length", str(len(body) + self.lie))
         request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body[: self.cuts.pop(0)] if self.cuts else body)
+        if request.command == "HEAD":
+            return
+        if self.cuts:
+            request.wfile.write(body[: self.cuts.pop(0)])
+            return
+        piece = max(1, len(body) // 20)
+        middle = self.pauses.pop(0) if self.pauses else 0.0
+        with contextlib.suppress(OSError):  # the client has left
+            for at in range(0, len(body), piece):
+                request.wfile.write(body[at : at + piece])
+                time.sleep(self.pause + (middle if at == 10 * piece else 0.0))
 
 
 @contextmanager
@@ -127,6 +183,7 @@ def serve(content: bytes) -> Iterator[FileServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             server.handle(self)
+            self.close_connection = True
 
         do_HEAD = do_GET
 

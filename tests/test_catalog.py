@@ -124,7 +124,7 @@ HF = {"kind": "hf", "url": "owner/name", "revision": "b" * 40, "filename": "mode
         ({"results": [{"metric": "acc"}]}, r"results\[0\].value is missing"),
         ({"results": [{"metric": "acc", "value": 1.0}, {"metrics": "acc"}]}, r"unknown field 'results\[1\].metrics'"),
         ({"results": [1]}, r"results\[0\] should hold"),
-        ({"name": "../x"}, "name is letters"),
+        ({"name": "../x"}, "name is up to 100 letters"),
     ],
 )
 def test_bad_manifests_name_file_and_field(tmp_path, fields, message):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
-from support_hub import Tiny, https_manifest, serve, write_manifest
+from support_hub import Tiny, fetch_in_processes, https_manifest, payload, serve, sha, write_manifest
 
 from zoo import download, hub
 from zoo.catalog import read_manifest
@@ -31,15 +26,6 @@ def cache(tmp_path, monkeypatch):
         monkeypatch.delenv(proxy, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return tmp_path / "cache"
-
-
-def payload(seed: int = 0, size: int = 200_000) -> bytes:
-    """A safetensors file of about 4 * size bytes."""
-    return save({"w": torch.randn(size, generator=torch.Generator().manual_seed(seed))})
-
-
-def sha(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -263,26 +249,6 @@ def test_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "taken" / "cache"))
     with pytest.raises(ZooError, match="set ZOO_CACHE"):
         hub.fetch(https_manifest(tmp_path, "http://127.0.0.1:1/x"))
-
-
-def fetch_in_processes(manifest: Path, count: int, **environment: str) -> list[str]:
-    """What `hub.fetch` gives in processes that run at the same time."""
-    code = "import sys; from pathlib import Path; from zoo import hub; from zoo.catalog import read_manifest; "
-    code += "print(hub.fetch(read_manifest(Path(sys.argv[1]))))"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
-    command = [sys.executable, "-c", code, str(manifest)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(count)]
-    places = [worker.communicate(timeout=60)[0].strip() for worker in workers]
-    assert all(worker.returncode == 0 for worker in workers)
-    return places
-
-
-def test_two_processes_download_once(tmp_path, cache):
-    content = payload(size=1_000_000)
-    with serve(content) as server:
-        places = fetch_in_processes(https_manifest(tmp_path, server.url).path, 2)
-        assert len(server.requests) == 1
-    assert set(places) == {str(cache / "blobs" / sha(content) / "checkpoint.pth")}
 
 
 def test_manual_source_says_what_to_do(tmp_path):

@@ -13,15 +13,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo.errors import ZooError, did_you_mean
 from zoo.paths import checkpoints_dir, recipes_dir
-from zoo.recipes import HEADER, HEADER_FIELDS, find_recipe, recipe_names
+from zoo.recipes import HEADER, HEADER_FIELDS, find_recipe, load_yaml, recipe_names
 
 SOURCE_KINDS = ("manual", "https", "hf", "gdrive", "file")
 FORMATS = ("official", "zoo")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -243,7 +241,9 @@ def read_manifest(path: Path) -> Manifest:
     check.keys(values, Manifest, "")
     check.types(values, Manifest, "")
     if not NAME.fullmatch(values["name"]):
-        check.fail("name", "is letters, digits, '.', '_' and '-' only")
+        check.fail("name", "is up to 100 letters, digits, '.', '_' and '-'")
+    if not _is_plain(values.get("init_args") or {}):
+        check.fail("init_args", "should hold names with plain values, lists and mappings, not nested into themselves")
     sha256 = values.get("sha256")
     if sha256 is not None and not _SHA256.fullmatch(sha256):
         check.fail("sha256", "is 64 hex digits, or null")
@@ -281,9 +281,20 @@ def _source(values: Mapping[str, Any], check: _Check) -> Source:
         if values.get(key) and kind != ("hf" if key == "revision" else "manual"):
             check.fail(f"source.{key}", f"has no meaning for a source of kind {kind!r}")
     filename = values.get("filename")
-    if filename and (Path(filename).is_absolute() or ".." in Path(filename).parts):
+    if filename and (not filename.isprintable() or Path(filename).is_absolute() or ".." in Path(filename).parts):
         check.fail("source.filename", "is a name without '..', not a path to elsewhere")
     return Source(**values)
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether YAML gives `value` back as it is; its anchors can also nest a mapping into itself."""
+    if depth > 20:
+        return False
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item, depth + 1) for key, item in value.items())
+    if isinstance(value, list):
+        return all(_is_plain(item, depth + 1) for item in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 class _Check:
@@ -310,7 +321,8 @@ class _Check:
         known = [f.name for f in fields(cls) if f.name != "path"]
         for key in values:
             if key not in known:
-                raise ZooError(f"{self.path}: unknown field '{prefix}{key}'.{did_you_mean(str(key), known)}")
+                shown = " ".join(str(key).split())
+                raise ZooError(f"{self.path}: unknown field '{prefix}{shown}'.{did_you_mean(shown, known)}")
         for f in fields(cls):
             required = f.default is f.default_factory  # both are dataclasses.MISSING
             if required and values.get(f.name) is None:
@@ -340,12 +352,7 @@ def _manifest_files() -> dict[str, Path]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ZooError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    except OSError as error:
-        raise ZooError(f"Cannot read {path}: {error.strerror or error}.") from error
+    values = load_yaml(path)
     if not isinstance(values, dict):
         raise ZooError(f"{path} should hold fields and their values, one a line.")
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 import pathlib
 import pickle
 import re
@@ -29,12 +30,11 @@ def file_kind(path: str | Path) -> str:
             head = file.read(512)
     except OSError as error:
         raise ZooError(f"Cannot read {path}: {error.strerror or error}.") from error
-    text = head.lstrip().lower()
     if not head:
         raise ZooError(f"{path} is empty: download it again.")
     if head.startswith(_LFS_POINTER):
         raise ZooError(f"{path} is a git-lfs pointer, not the weights themselves: run `git lfs pull` where it is from.")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
+    if looks_like_page(head):
         raise ZooError(f"{path} is a web page, not weights: the download was answered with a page, often a login.")
     if head.startswith(b"PK\x03\x04"):
         _check_archive(path)
@@ -42,15 +42,38 @@ def file_kind(path: str | Path) -> str:
     if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         return "pickle"
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        _check_length(path)
         return "safetensors"
     raise ZooError(f"{path} is no checkpoint: neither safetensors nor a file that torch.save wrote.")
 
 
+def looks_like_page(head: bytes) -> bool:
+    """Whether a file that begins like this is HTML or XML."""
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<script", b"<meta", b"<!--"))
+
+
+def _check_length(path: Path) -> None:
+    """Holds the length of a safetensors file against its header, which says where the last tensor ends."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = 8 + size + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise ZooError(f"{path} is damaged or truncated (its header cannot be read): download it again.") from error
+    if path.stat().st_size != whole:
+        found = path.stat().st_size
+        raise ZooError(f"{path} is damaged or truncated ({found} bytes instead of {whole}): download it again.")
+
+
 def _check_archive(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        raise ZooError(f"{path} is truncated (its end is missing): download it again.")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError) as error:
+        raise ZooError(f"{path} is truncated (its end is missing) or damaged: download it again.") from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise ZooError(f"{path} is a TorchScript program, not a checkpoint: it would have to be executed.")
     if not any(name.endswith("data.pkl") for name in names):
@@ -80,7 +103,7 @@ def read_checkpoint(path: str | Path) -> Any:
             f"{path} is damaged or holds {what}, which is not loaded because it could run code: "
             "save its state_dict alone where you trust it."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise ZooError(f"{path} is damaged or truncated ({_first_line(error)}): download it again.") from error
 
 
@@ -101,11 +124,15 @@ def extract_state_dict(checkpoint: Any, source: str) -> dict[str, Tensor]:
         raise ZooError(f"{source} holds a {type(checkpoint).__name__}, not a state dict.")
     nested = [key for key in _STATE_KEYS if isinstance(checkpoint.get(key), Mapping)]
     state = checkpoint[nested[0]] if nested else checkpoint
-    strange = [str(key) for key, value in state.items() if not isinstance(value, Tensor)]
+    strange = [
+        str(key) if str(key).isprintable() else repr(key)
+        for key, value in state.items()
+        if not isinstance(value, Tensor) or not isinstance(key, str) or not key.isprintable()
+    ]
     if strange or not state:
         inside = ", ".join(strange[:5]) or "nothing"
         raise ZooError(f"{source} holds no state dict: expected tensors by name, found {inside}.")
-    if all(str(key).startswith("module.") for key in state):
+    if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return dict(state)
 
@@ -125,12 +152,11 @@ def save_safetensors(state_dict: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, or a type of number that torch does not know
         raise ZooError(f"{path} is damaged or truncated ({_first_line(error)}): download it again.") from error
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoints that are there whole or not at all, and that are read without running anything in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from zoo import hub
+from zoo.checkpoint_files import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -25,3 +28,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """As `zoo.checkpoint_files.read_checkpoint`, from a link too.
+
+        Lightning itself would run what a checkpoint behind a link holds, and cache it under the link's last part.
+        """
+        if str(path).startswith(("http://", "https://")):
+            return read_checkpoint(hub.fetch_url(str(path)))
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location or "cpu", weights_only=True)
+        return read_checkpoint(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -11,9 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.checkpoint_files import looks_like_page
 from zoo.errors import ZooError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from requests import Response
 
     from zoo.catalog import Source
@@ -21,15 +25,18 @@ if TYPE_CHECKING:
 ATTEMPTS = 4  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second attempt, doubled each time
 TIMEOUT = (10, 60)  # seconds: to connect, between two reads
-CHUNK = 1 << 16  # bytes; a cut connection loses at most one
+CHUNK = 1 << 16  # bytes
+_HEAD = 512  # bytes that tell a web page from weights
 
 
 class DownloadError(ZooError):
     """Upstream could not be reached or did not give the file."""
 
 
-def download(source: Source, target: Path, *, pinned: bool, label: str) -> None:
+def download(source: Source, target: Path, *, pinned: bool, label: str) -> bool:
     """Gets what `source` points at into `target` (complete on return; resumed if `target` holds the start of it).
+
+    Returns True if the file was put together from more than one answer.
 
     Args:
         pinned: the sha256 of the whole is known, so a resumed file that does not fit together will be noticed.
@@ -38,36 +45,40 @@ def download(source: Source, target: Path, *, pinned: bool, label: str) -> None:
     Raises `DownloadError` if upstream cannot be reached or refuses, `OSError` if the disk does not take the file.
     """
     if source.kind == "https":
-        _https(str(source.url), target, pinned, label)
-    elif source.kind == "hf":
+        return _https(str(source.url), target, pinned, label)
+    if source.kind == "hf":
         _huggingface(source, target)
     elif source.kind == "gdrive":
         _google_drive(str(source.url), target)
     else:
         raise ValueError(source.kind)
+    return False
 
 
 # ---------------------------------------------------------------------- https
 
 
-def _https(url: str, target: Path, pinned: bool, label: str) -> None:
+def _https(url: str, target: Path, pinned: bool, label: str) -> bool:
     import requests
+    import urllib3
 
     validator = target.with_name(target.name + ".validator")
-    attempt = 0
+    attempt, best, resumed = 0, _size(target), False
     with _progress(label) as progress, requests.Session() as session:
         while True:
-            have = _size(target)
+            resumed |= _size(target) > 0
             try:
                 if _https_attempt(session, url, target, validator, pinned, progress):
                     validator.unlink(missing_ok=True)
-                    return
+                    return resumed
                 reason = "the connection ended early"
             except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
                 raise DownloadError(f"Cannot download {url}: {_reason(error)}.") from error
-            except requests.RequestException as error:
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 reason = _reason(error)
-            attempt = 0 if _size(target) > have else attempt + 1
+            # Only new ground counts as progress: a server that lies about the length would be asked for ever.
+            attempt = 0 if _size(target) > best else attempt + 1
+            best = max(best, _size(target))
             if attempt >= ATTEMPTS:
                 raise DownloadError(f"Cannot download {url}: {reason}.")
             time.sleep(BACKOFF * 2**attempt)
@@ -76,16 +87,18 @@ def _https(url: str, target: Path, pinned: bool, label: str) -> None:
 def _https_attempt(session: Any, url: str, target: Path, validator: Path, pinned: bool, progress: Any) -> bool:
     """One request; True if `target` is complete after it."""
     start = _size(target)
-    stored = json.loads(validator.read_text()) if validator.is_file() else None
-    if start and (stored is None or stored["url"] != url) and not pinned:
+    stored = _read_validator(validator, url)
+    if start and stored is None and not pinned:
         start = 0  # nothing says that the rest still belongs to this start
     headers = {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
-        if stored is not None and stored["url"] == url:
-            headers["If-Range"] = stored["validator"]
+        if stored is not None:
+            headers["If-Range"] = stored
     with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == 416:
+            if start and response.headers.get("Content-Range", "").replace(" ", "") == f"bytes*/{start}":
+                return True  # there is no more: the length announced before was wrong
             target.unlink(missing_ok=True)
             return False
         if response.status_code in (408, 425, 429) or response.status_code >= 500:
@@ -97,19 +110,41 @@ def _https_attempt(session: Any, url: str, target: Path, validator: Path, pinned
                 target.unlink(missing_ok=True)
                 return False
             start = 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        _store_validator(response, url, validator)
+        length = response.headers.get("Content-Length", "")
+        encoded = response.headers.get("Content-Encoding", "identity") != "identity"  # against what was asked for
+        total = start + int(length) if length.isdigit() and not encoded else None
         if total is not None:
             _check_room(target, total - start)
+        pieces = _pieces(response)
+        first = b""
+        while start == 0 and len(first) < _HEAD and (piece := next(pieces, b"")):
+            first += piece
+        if start == 0 and looks_like_page(first):
+            raise DownloadError(f"Cannot download {url}: the server answers with a web page, often a login.")
+        _store_validator(response, url, validator)
         progress(start, total)
         with target.open("ab" if start else "wb") as file:
-            for chunk in response.iter_content(CHUNK):
-                file.write(chunk)
+            for piece in itertools.chain([first], pieces):
+                file.write(piece)
                 progress(file.tell(), total)
             file.flush()
             os.fsync(file.fileno())
     return total is None or _size(target) == total
+
+
+def _pieces(response: Response) -> Iterator[bytes]:
+    """The body as it arrives. Unlike `iter_content` this loses nothing of it when the connection breaks."""
+    while piece := response.raw.read1(CHUNK, decode_content=True):
+        yield piece
+
+
+def _read_validator(path: Path, url: str) -> str | None:
+    """What the server called the version that the partial file is from."""
+    try:
+        stored = json.loads(path.read_text())
+        return str(stored["validator"]) if stored["url"] == url else None
+    except (OSError, ValueError, TypeError, KeyError):  # none, or torn by a kill
+        return None
 
 
 def _store_validator(response: Response, url: str, path: Path) -> None:

@@ -14,6 +14,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from zoo.catalog import Manifest, Source
-from zoo.checkpoint_files import file_kind, save_safetensors
+from zoo.checkpoint_files import file_kind, read_checkpoint, save_safetensors
 from zoo.download import DownloadError, download
 from zoo.errors import ZooError
 from zoo.paths import cache_dir
@@ -31,26 +33,27 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "not cached", "damaged"]
 
+_RECORD = {"sha256": str, "size": int, "filename": str, "source_sha256": str}  # what the index must hold of a file
+_PATIENCE = 5.0  # seconds before a process says what it waits for
+
 
 def fetch(manifest: Manifest) -> Path:
     """The file with a model's weights, downloaded first if the cache lacks it.
 
-    A cached file is trusted if its size is right (`verify` reads all of it). Safe to call from several processes.
+    A cached file is trusted if its size is right (`verify` reads all of it); a cache that can only be read will do for
+    it. Safe to call from several processes: one downloads, the others wait.
 
     Raises `ZooError` if upstream cannot be reached or only serves people, if the file does not match its hash, or if
     the disk does not take it.
     """
     if manifest.source.kind == "file":
         return _file_beside(manifest)
-    with _lock(manifest.name):
-        return _fetch(manifest.name, manifest.source, manifest.sha256, command=f"zoo add {manifest.name} FILE")
+    return _fetch(manifest.name, manifest.source, manifest.sha256, command=f"zoo add {manifest.name} FILE")
 
 
 def fetch_url(url: str) -> Path:
     """The file behind a direct link, kept in the cache like a model's; its first hash is recorded and must stay."""
-    name = "url-" + _digest(url)
-    with _lock(name):
-        return _fetch(name, Source(kind="https", url=url), None, command=None)
+    return _fetch("url-" + _digest(url), Source(kind="https", url=url), None, command=None)
 
 
 def verify(manifest: Manifest) -> tuple[Status, str]:
@@ -105,28 +108,46 @@ def sha256_of(path: Path) -> str:
 
 
 def _fetch(name: str, source: Source, sha256: str | None, command: str | None) -> Path:
+    if (blob := _cached(name, source, sha256)) is not None:
+        return blob
+    if source.kind == "manual":
+        raise ZooError(_manual_instructions(name, source, damaged=_entry(name, source, sha256) is not None))
+    with _lock(name):
+        # Another process may have fetched it while this one waited.
+        return _cached(name, source, sha256) or _download(name, source, sha256, command)
+
+
+def _cached(name: str, source: Source, sha256: str | None) -> Path | None:
     entry = _entry(name, source, sha256)
     if entry is not None and (blob := _blob(entry)).is_file() and blob.stat().st_size == entry["size"]:
         return blob
-    if source.kind == "manual":
-        raise ZooError(_manual_instructions(name, source, damaged=entry is not None))
+    return None
+
+
+def _download(name: str, source: Source, sha256: str | None, command: str | None) -> Path:
     recorded = _read_index(name).get(source.identity)
-    partial = _partial(name, source)
-    filename = _filename(source)
+    partial, filename = _partial(name, source), _filename(source)
+    pinned = sha256 is not None or recorded is not None
     with _disk_errors():
-        try:
-            download(source, partial, pinned=sha256 is not None or recorded is not None, label=name)
-        except DownloadError as error:
-            raise DownloadError(f"{error} {_by_hand(filename, command)}".strip()) from error
-        _sync(partial)
-        found = sha256_of(partial)
-        try:
-            file_kind(partial)
-            _check_hash(found, sha256, recorded, _upstream(source), name)
-        except ZooError as error:
-            partial.unlink()
-            # What arrived is named by where it came from: the partial file means nothing to the user.
-            raise ZooError(str(error).replace(str(partial), _upstream(source))) from None
+        for attempt in ("resumed", "fresh"):
+            try:
+                resumed = download(source, partial, pinned=pinned, label=name)
+            except DownloadError as error:
+                raise DownloadError(f"{error} {_by_hand(filename, command)}".strip()) from error
+            _sync(partial)
+            found = sha256_of(partial)
+            try:
+                file_kind(partial)
+                _check_hash(found, sha256, recorded, _upstream(source), name)
+                if not pinned:
+                    read_checkpoint(partial)  # a file that is cut short would be recorded as the right one
+                break
+            except ZooError as error:
+                partial.unlink()
+                if resumed and pinned and attempt == "resumed":
+                    continue  # its start may have come from another file
+                # What arrived is named by where it came from: the partial file means nothing to the user.
+                raise ZooError(str(error).replace(str(partial), _upstream(source))) from None
         return _keep(partial, found, filename, name, source, {"source_sha256": found})
 
 
@@ -183,7 +204,7 @@ def _upstream(source: Source) -> str:
 
 def _filename(source: Source) -> str:
     name = source.filename or unquote(urlsplit(source.url or "").path)
-    return Path(name).name or "weights"
+    return re.sub(r"[^\w.-]+", "_", Path(name).name)[-100:].lstrip(".") or "weights"  # any file system takes that
 
 
 # ---------------------------------------------------------------------- the cache's files
@@ -208,10 +229,14 @@ def _index_path(name: str) -> Path:
 def _read_index(name: str) -> dict[str, Any]:
     path = _index_path(name)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries.values():
+            if not all(isinstance(entry[key], kind) for key, kind in _RECORD.items()) or "/" in entry["filename"]:
+                raise ValueError("it holds something else than records")
+        return entries
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise ZooError(f"{path} cannot be read ({error}): delete it to fetch {name} again.") from error
 
 
@@ -241,13 +266,17 @@ def _digest(text: str) -> str:
 
 @contextlib.contextmanager
 def _lock(name: str) -> Iterator[None]:
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     folder = cache_dir() / "locks"
     with _disk_errors():
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{name}.lock")
-        lock.acquire()
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            print(f"Waiting for another process that fetches {name} ...", file=sys.stderr, flush=True)
+            lock.acquire()
     try:
         yield
     finally:

@@ -134,7 +134,12 @@ def export(
             os.replace(new, weights_path)
         finally:
             new.unlink(missing_ok=True)
-        manifest_path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        new = manifest_path.with_name(manifest_path.name + ".new")
+        try:
+            new.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            os.replace(new, manifest_path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise ZooError(f"Cannot write to {target}: {error.strerror or error}.") from error
     load(manifest_path)
@@ -172,7 +177,7 @@ def find_manifest(name: str | os.PathLike[str]) -> Manifest:
 
 
 def build(class_path: str, init_args: Mapping[str, Any], origin: str) -> ZooModule:
-    """The model with random weights. Raises `ZooError` for an argument that its class does not have."""
+    """The model with random weights. Raises `ZooError` for arguments that its class does not have or cannot take."""
     from zoo.module import ZooModule, import_class
 
     cls = import_class(class_path)
@@ -184,7 +189,11 @@ def build(class_path: str, init_args: Mapping[str, Any], origin: str) -> ZooModu
         for key in init_args:
             if key not in known:
                 raise ZooError(f"{origin}: {cls.__name__} has no argument {key!r}.{did_you_mean(key, known)}")
-    return cls(**init_args)
+    try:
+        return cls(**init_args)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ZooError(f"{origin}: {cls.__name__} cannot be built with these arguments: {reason}.") from error
 
 
 def read_training_checkpoint(path: Path) -> TrainingCheckpoint:

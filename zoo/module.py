@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -19,10 +19,16 @@ class ZooModule(LightningModule):
 
     A subclass sets `self.backbone` (the bare network in its ecosystem's own class), calls `save_hyperparameters()`,
     and implements `forward` (the representation), `preprocess` (the user's raw thing to what `forward` takes) and
-    `training_step`. Where an official checkpoint exists, it overrides `convert_state_dict` as well.
+    `training_step`. Where an official checkpoint exists, it overrides `convert_state_dict` and `official_state_dict`
+    as well.
+
+    Attributes:
+        per_device_loss: True where the loss is normalised over the samples of one device, so that two devices give the
+            mean of two losses and not the loss of both batches together. The room's README says why.
     """
 
     backbone: nn.Module
+    per_device_loss: ClassVar[bool] = False
 
     def preprocess(self, raw: Any) -> Tensor:
         """Turns raw input (a path, a PIL image, ...) into the batch that `forward` takes."""
@@ -32,6 +38,10 @@ class ZooModule(LightningModule):
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
         """Renames the keys of an official checkpoint to ours; what is ours already passes through unchanged."""
         return state_dict
+
+    def official_state_dict(self) -> StateDict:
+        """This model's weights under the official names, for the authors' own code; undoes `convert_state_dict`."""
+        return self.state_dict()
 
     def load_weights(self, state_dict: StateDict, source: str = "these weights") -> None:
         """Loads `state_dict` (ours or the official one, told apart by its keys), strictly.
@@ -46,10 +56,17 @@ class ZooModule(LightningModule):
         own = self.state_dict()
         problems = [f"{key} is missing" for key in own if key not in state]
         problems += [f"{key} is not a parameter of this model" for key in state if key not in own]
+        shared = [key for key in own if key in state]
         problems += [
             f"{key} has shape {tuple(state[key].shape)}, the model needs {tuple(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            for key in shared
+            if state[key].shape != own[key].shape
+        ]
+        # torch would turn them into each other without a word, 8-bit codes into weights among them.
+        problems += [
+            f"{key} holds {_kind(state[key])}, the model needs {_kind(own[key])}"
+            for key in shared
+            if _kind(state[key]) != _kind(own[key])
         ]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -61,6 +78,12 @@ class ZooModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_fit(checkpoint["state_dict"], "The weights of this checkpoint")
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "floating-point numbers"
+    return "complex numbers" if tensor.is_complex() else "whole numbers"
 
 
 def import_class(class_path: str) -> type:

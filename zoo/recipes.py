@@ -36,12 +36,20 @@ def find_recipe(name: str) -> Path:
     raise ZooError(f"There is no recipe {name!r}.{did_you_mean(name, recipe_names())} `lightning run` lists them all.")
 
 
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds. Raises `ZooError` if it cannot be read or is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ZooError(f"Cannot read {path}: {error.strerror or error}.") from error
+    # Besides its own errors PyYAML lets those of the types pass: of a date like 2024-99-99, an unknown !!tag, ...
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
+        raise ZooError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Parses a recipe and checks every key of it; `ZooError` names the file and the first wrong key."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ZooError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    config = load_yaml(path)
     if not isinstance(config, dict):
         raise ZooError(f"{path} is no recipe: it should hold the keys {', '.join(TOP_LEVEL)}.")
     try:

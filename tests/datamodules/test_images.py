@@ -32,6 +32,13 @@ def tree(root, splits=("train", "val"), classes=("cat", "dog"), count=3, suffix=
     return root
 
 
+def test_a_loop_over_the_images_ends():
+    dataset = open_images("digits", "val", val_fraction=0.1)
+    assert sum(1 for _ in dataset) == len(dataset)
+    with pytest.raises(IndexError):
+        dataset[len(dataset)]
+
+
 def test_digits_split_is_stratified_and_seeded():
     train, val = open_images("digits", "train", val_fraction=0.25), open_images("digits", "val", val_fraction=0.25)
     assert len(train) + len(val) == 1797

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -42,8 +43,14 @@ class ProbeReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not hasattr(trainer.datamodule, "labelled_dataloaders"):  # type: ignore[attr-defined]
             raise ZooError("ProbeReport needs a data module with labels: take it out of the recipe for this data.")
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self._before:  # a resumed run knows it already
             self._before = self._probe(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = dict(state_dict["before"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

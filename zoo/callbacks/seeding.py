@@ -1,23 +1,34 @@
-"""Different random draws on every rank, the same on every run."""
+"""Random draws that follow from the step alone: different on every device, the same on every run."""
 
 from __future__ import annotations
 
-import random
+from typing import Any
 
-import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 
+from zoo.seeding import EPOCH, EVALUATION, STEP, run_seed, seed_batch, seed_draws
 
-class SeedPerRank(Callback):
-    """Adds the rank to the seed when training starts, as the official codes do.
 
-    Lightning's `seed_everything` gives all ranks the same seed, so all would draw the same masks.
+class SeedEachStep(Callback):
+    """Seeds the global generators before every step, from the run's seed, the epoch and the number of the batch.
+
+    Masks and other draws of a module are then the same whether or not the run was interrupted, and differ between
+    devices (Lightning's `seed_everything` alone would give all devices the same masks). Batches are numbered over all
+    devices, see `zoo.seeding.seed_batch`.
     """
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size > 1:
-            seed = torch.initial_seed() + trainer.global_rank
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
-            torch.manual_seed(seed)
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        seed_draws(run_seed(), EPOCH, trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed_batch(trainer, STEP, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        seed_batch(trainer, EVALUATION, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        seed_batch(trainer, EVALUATION, batch_idx)

@@ -18,11 +18,14 @@ Runs a recipe of the zoo, or a YAML file of your own.
   lightning run droppos/quickstart                the two-minute tour, nothing to download
   lightning run droppos/pretrain_vitb16 --data.root /data/imagenet --trainer.devices 8
   lightning run my_recipe.yaml --model.lr 1e-4 --trainer.max_epochs 20
+  lightning run droppos/pretrain_vitb16 --resume
 
 Options:
   --print-config     print the recipe with every default filled in, and stop
   --dry-run          build everything, run two batches, print parameters, memory and time, and stop
   --run-dir DIR      where to write (default: runs/RECIPE/DATE-TIME)
+  --resume           go on where the newest run of the recipe (or the run in --run-dir) was interrupted, from its last
+                     whole checkpoint and with its settings; settings given here override them
   --ckpt_path FILE   go on from a checkpoint
   -h, --help         this text; after a recipe: every key that can be set
 
@@ -76,7 +79,8 @@ def _take_flag(args: list[str], *names: str) -> bool:
     return bool(found)
 
 
-def _take_value(args: list[str], name: str) -> str | None:
+def take_value(args: list[str], name: str) -> str | None:
+    """Takes `name VALUE` or `name=VALUE` out of `args`; None if it is not there."""
     for index, arg in enumerate(args):
         if arg == name and index + 1 < len(args):
             del args[index]
@@ -93,7 +97,17 @@ def _run(name: str, args: list[str]) -> None:
     args = list(args)
     print_config = _take_flag(args, "--print-config", "--print_config")
     dry_run = _take_flag(args, "--dry-run", "--dry_run")
-    run_dir = _take_value(args, "--run-dir")
+    run_dir = take_value(args, "--run-dir")
+    label = path.stem if name.endswith((".yaml", ".yml")) else name
+    resume = None
+    if _take_flag(args, "--resume"):
+        if any(arg.split("=")[0] == "--ckpt_path" for arg in args):
+            raise ZooError("--resume finds the checkpoint by itself: give either it or --ckpt_path.")
+        from zoo.resume import find_resume
+
+        resume = find_resume(label, run_dir)
+        run_dir = str(resume.folder) if resume.folder else None
+        path = resume.config or path
     config = read_recipe(path)
     for arg in args:
         if arg.startswith("--") and arg != "--help":
@@ -103,8 +117,7 @@ def _run(name: str, args: list[str]) -> None:
 
     from zoo.cli.runner import execute
 
-    label = path.stem if name.endswith((".yaml", ".yml")) else name
-    execute(path, config, args, label=label, run_dir=run_dir, print_config=print_config, dry_run=dry_run)
+    execute(path, config, args, label=label, run_dir=run_dir, print_config=print_config, dry_run=dry_run, resume=resume)
 
 
 def new_run_dir(label: str, run_dir: str | None) -> Path:

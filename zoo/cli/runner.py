@@ -11,19 +11,25 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.callbacks.dry_run import DryRun
-from zoo.callbacks.seeding import SeedPerRank
+from zoo.callbacks.resumable import KEY, ResumableCheckpoint, Stopped
+from zoo.callbacks.seeding import SeedEachStep
+from zoo.checkpoint_files import read_checkpoint
 from zoo.checkpoint_io import AtomicCheckpointIO
-from zoo.cli.run import new_run_dir
+from zoo.cli.run import new_run_dir, take_value
 from zoo.errors import ZooError
+from zoo.loggers import MetricsCSV
+from zoo.precision import choose_precision, find_device
+from zoo.resume import Resume
 
 # Lightning's hints that a user of a recipe can do nothing about.
 _NOISE = (
@@ -35,6 +41,7 @@ _NOISE = (
     ".*GPU available but not used.*",
     ".*pin_memory.*no accelerator.*",
     ".*already configured with model summary.*",
+    ".*your dataloader is not resumable.*",  # ResumableCheckpoint saves within epochs only where it is
 )
 
 
@@ -46,6 +53,7 @@ class RecipeCLI(LightningCLI):
 
     folder: Path
     logs: bool = True
+    purge_step: int | None = None  # TensorBoard forgets what an interrupted run logged from here on
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--recipe", type=dict, default={}, help="what the recipe says about itself")
@@ -56,12 +64,22 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         chosen = self.config.trainer
+        own = {type(callback) for callback in self.config_init.trainer.callbacks or []}
+        added = self.trainer_defaults["callbacks"]  # a recipe may set up one of them otherwise
+        self.trainer_defaults["callbacks"] = [
+            callback
+            for callback in added
+            if type(callback) not in own
+            and not (isinstance(callback, ProgressBar) and chosen.enable_progress_bar is False)
+        ]
         if chosen.default_root_dir is None:
             kwargs["default_root_dir"] = self.folder
         if self.logs and chosen.logger in (None, True):
             kwargs["logger"] = [
-                TensorBoardLogger(save_dir=self.folder, name="", version="", default_hp_metric=False),
-                CSVLogger(save_dir=self.folder, name="", version=""),
+                TensorBoardLogger(
+                    save_dir=self.folder, name="", version="", default_hp_metric=False, purge_step=self.purge_step
+                ),
+                MetricsCSV(self.folder),
             ]
         plugins = self.config_init.trainer.plugins or []
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
@@ -79,8 +97,12 @@ def execute(
     run_dir: str | None,
     print_config: bool,
     dry_run: bool,
+    resume: Resume | None = None,
 ) -> None:
-    """Runs the recipe at `path` (`config` is its parsed content) with the override arguments `args`."""
+    """Runs the recipe at `path` (`config` is its parsed content) with the override arguments `args`.
+
+    `resume` says what `--resume` found.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
     for pattern in _NOISE:
         warnings.filterwarnings("ignore", pattern)
@@ -88,27 +110,36 @@ def execute(
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_keep)
     asks_only = print_config or "--help" in args or "-h" in args
     folder = Path("runs") if asks_only else new_run_dir(label, run_dir)
-    args = ["--config", str(path), *args, *(["--print_config"] if print_config else [])]
-    own_checkpoint = any(_is_checkpoint(callback) for callback in (config.get("trainer") or {}).get("callbacks") or [])
+    source, args = _resolve_precision(path, config, args, quiet=asks_only)
+    args = ["--config", source, *args, *(["--print_config"] if print_config else [])]
     dry = DryRun() if dry_run else None
-    callbacks = _callbacks(folder, dry, own_checkpoint)
+    callbacks = _callbacks(folder, dry)
+    checkpoint = resume.checkpoint if resume else None
+    purge_step = None
+    if resume is not None:
+        os.environ["ZOO_RESUME"] = str(checkpoint.resolve()) if checkpoint else "anew"
+        purge_step = read_checkpoint(checkpoint).get(KEY, {}).get("logged_steps") if _is_file(checkpoint) else 0
+        if rank_zero_only.rank == 0:
+            print("\n".join(resume.notes), flush=True)
     if dry_run:
         args += ["--trainer.fast_dev_run", "2", "--trainer.callbacks", "null", "--trainer.enable_progress_bar", "false"]
     try:
-        cli = _recipe_cli(folder, dry_run)(
+        cli = _recipe_cli(folder, dry_run, purge_step)(
             run=False,
             args=args,
             subclass_mode_model=True,
             subclass_mode_data=True,
             trainer_defaults={"callbacks": callbacks},
-            save_config_callback=None if dry_run else SaveConfigCallback,
+            save_config_callback=None if dry_run else _SaveConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
             parser_kwargs={"exit_on_error": False},
             auto_configure_optimizers=False,
         )
         if dry is not None:
             dry.max_epochs = cli.config.trainer.max_epochs
-        _go(cli, folder, dry_run)
+        _go(cli, folder, dry_run, checkpoint)
+    except Stopped:
+        _say_stopped(folder)
     except (ArgumentError, ValueError) as error:
         if cause := _zoo_error_behind(error):  # raised by a constructor, wrapped by jsonargparse
             raise cause from None
@@ -120,21 +151,56 @@ def execute(
             raise
         raise ZooError(
             f"The disk is full: nothing more could be written to {folder}. A checkpoint that was complete "
-            "before is still there; free some space and go on from it with --ckpt_path."
+            f"before is still there; free some space and go on with --resume --run-dir {folder}."
         ) from error
 
 
-def _recipe_cli(folder: Path, dry_run: bool) -> type[RecipeCLI]:
+def _resolve_precision(path: Path, config: dict[str, Any], args: list[str], quiet: bool) -> tuple[str, list[str]]:
+    """Puts what `precision: auto` means here into the recipe: (path or YAML text, arguments). Says what it chose."""
+    trainer = config.get("trainer") or {}
+    args = list(args)
+    given = {key: take_value(list(args), f"--trainer.{key}") for key in ("precision", "accelerator")}
+    if (given["precision"] or trainer.get("precision")) != "auto":
+        return str(path), args
+    take_value(args, "--trainer.precision")
+    precision, why = choose_precision(find_device(given["accelerator"] or trainer.get("accelerator") or "auto"))
+    if not quiet and rank_zero_only.rank == 0:
+        print(f"Precision {precision}: {why}.", flush=True)
+    return yaml.safe_dump({**config, "trainer": {**trainer, "precision": precision}}, sort_keys=False), args
+
+
+def _recipe_cli(folder: Path, dry_run: bool, purge_step: int | None) -> type[RecipeCLI]:
     # LightningCLI does all its work in the constructor, so what it needs must be there before.
-    return type("RecipeCLI", (RecipeCLI,), {"folder": folder, "logs": not dry_run})
+    return type("RecipeCLI", (RecipeCLI,), {"folder": folder, "logs": not dry_run, "purge_step": purge_step})
 
 
-def _go(cli: RecipeCLI, folder: Path, dry_run: bool) -> None:
+class _SaveConfig(SaveConfigCallback):
+    """config.yaml is there whole or not at all: `--resume` reads it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        name, self.config_filename = self.config_filename, f".{self.config_filename}.partial"
+        super().setup(trainer, pl_module, stage)
+        self.config_filename = name
+        folder = Path(trainer.log_dir or ".")
+        if trainer.is_global_zero and (folder / f".{name}.partial").is_file():
+            os.replace(folder / f".{name}.partial", folder / name)
+
+
+def _say_stopped(folder: Path) -> None:
+    """After a signal. Processes of other devices leave quietly, lest their observer kill the first one."""
+    if rank_zero_only.rank != 0:
+        sys.exit(0)
+    print(f"\nStopped by a signal; everything is saved. Go on with --resume --run-dir {folder}.", flush=True)
+    sys.exit(143)
+
+
+def _go(cli: RecipeCLI, folder: Path, dry_run: bool, checkpoint: Path | None) -> None:
     header = cli.config.get("recipe") or {}
     subcommand = header.get("subcommand", "fit")
     if rank_zero_only.rank == 0 and not dry_run:
         print(f"{header.get('title', 'Recipe')}\nWriting to {folder}\n", flush=True)
-    getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.get("ckpt_path"))
+    start = checkpoint or cli.config.get("ckpt_path")
+    getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=start)
     if cli.trainer.interrupted:
         print(f"\nStopped. What there is lies in {folder}.")
         sys.exit(130)
@@ -165,25 +231,16 @@ def _summary(folder: Path, header: Any) -> None:
             print(f"  {step}")
 
 
-def _callbacks(folder: Path, dry_run: DryRun | None, own_checkpoint: bool) -> list[Callback]:
+def _callbacks(folder: Path, dry_run: DryRun | None) -> list[Callback]:
     """What every run gets besides the recipe's own callbacks."""
     if dry_run is not None:
-        return [SeedPerRank(), dry_run]
+        return [SeedEachStep(), dry_run]
     bar = RichProgressBar(leave=False) if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50)
-    if own_checkpoint:
-        return [SeedPerRank(), bar]
-    checkpoint = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="epoch{epoch:04d}",
-        auto_insert_metric_name=False,
-        save_last=True,
-        save_on_train_epoch_end=True,  # by default only where a validation ran, so the last epochs could be missing
-    )
-    return [SeedPerRank(), bar, checkpoint]
+    return [SeedEachStep(), bar, ResumableCheckpoint()]
 
 
-def _is_checkpoint(callback: Any) -> bool:
-    return isinstance(callback, dict) and str(callback.get("class_path", "")).endswith("ModelCheckpoint")
+def _is_file(path: Path | None) -> bool:
+    return path is not None and path.is_file()
 
 
 def _keep(record: logging.LogRecord) -> bool:

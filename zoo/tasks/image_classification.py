@@ -207,6 +207,10 @@ class ImageClassification(ZooModule):
             return state_dict
         return {f"backbone.{names[key]}": value for key, value in state_dict.items()}
 
+    def official_state_dict(self) -> StateDict:
+        """timm's names."""
+        return {key.removeprefix("backbone."): value for key, value in self.state_dict().items()}
+
     # ------------------------------------------------------------------ training
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:

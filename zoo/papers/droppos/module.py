@@ -95,6 +95,8 @@ class DropPos(ZooModule):
         compile: run the step through torch.compile.
     """
 
+    per_device_loss = True  # a weighted mean over the device's batch, as in the official code
+
     def __init__(
         self,
         image_size: int = 224,
@@ -208,6 +210,9 @@ class DropPos(ZooModule):
     @classmethod
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
         return weights.from_official(state_dict) if weights.is_official(state_dict) else state_dict
+
+    def official_state_dict(self) -> StateDict:
+        return weights.to_official(self.state_dict())
 
     # ------------------------------------------------------------------ the method
 
