@@ -23,7 +23,7 @@ def draw_reconstructions(out: Any, batch: Batch, count: int = 6) -> Any:
     lengths, masked = batch["lane_length"].cpu().numpy(), out.masks.lanes.cpu().numpy()
     count = min(count, len(lanes))
     columns = min(3, count)
-    figure, axes = plt.subplots(-(-count // columns), columns, figsize=(3.6 * columns, 3.8 * -(-count // columns)))
+    figure, axes = plt.subplots(-(-count // columns), columns, figsize=(3.6 * columns, 4.1 * -(-count // columns)))
     for scene, axis in zip(range(count), np.ravel(axes), strict=False):
         draw_lanes(axis, [_line(v, n) for v, n, m in zip(lanes[scene], lengths[scene], masked[scene], strict=True)
                           if n and not m])  # fmt: skip
