@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from common import machine, resident_bytes, write_report
-from datamodules.trajectory_mae import SceneDataset, to_batch
 
+from datamodules.trajectory_mae import SceneDataset, to_batch
 from zoo.driving.maps import write_map
 from zoo.driving.scenes import write_scene
 from zoo.driving.store import SceneStore
