@@ -10,7 +10,9 @@ import typer
 from zoo.errors import ZooError
 
 app = typer.Typer(
-    help="Synthesise driving scenes, draw them, write forecasts for the benchmark server.", no_args_is_help=True
+    help="Synthesise driving scenes, draw them, write forecasts for the benchmark server.",
+    epilog="Example: zoo driving synthesize argoverse/map_files -o SCENES",
+    no_args_is_help=True,
 )
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 
