@@ -221,6 +221,28 @@ def embed(
 
 
 @app.command(
+    "classify",
+    epilog=_examples("zoo classify clip2point-vitb32 a.off --labels chair,mug", "zoo classify RUN a.obj"),
+)
+def classify(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A model, manifest, .ckpt or run folder.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="OFF, PLY, OBJ, STL, XYZ or NPY files.")],
+    labels: Annotated[str | None, typer.Option(help="Names to choose from, as chair,mug,lamp.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many names to show for a file.")] = 3,
+    z_up: Annotated[bool, typer.Option("--z-up", help="The shapes are z-up, as ModelNet's are.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Say which of some names fits a shape (OFF, PLY, OBJ, STL, XYZ, NPY).
+
+    A pre-trained encoder takes any names (--labels); a model that was trained on classes knows its own.
+    """
+    from zoo.cli.classify import classify_files
+
+    classify_files(name, files, labels, top=top, z_up=z_up, device=device, as_json=as_json)
+
+
+@app.command(
     "export", epilog=_examples("zoo export runs/droppos/quickstart/20250101-120000 --name digits-vit -o models")
 )
 def export(
