@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
-from zoo.cli import folds, volumes
+from zoo.cli import driving, folds, volumes
 from zoo.cli.fractals import fractals
 from zoo.cli.tables import print_facts, print_table
 from zoo.errors import ZooError, did_you_mean
@@ -51,6 +51,7 @@ class DType(StrEnum):
 
 
 app.add_typer(fractals)
+app.add_typer(driving.app, name="driving")
 
 
 def main(argv: list[str] | None = None) -> None:

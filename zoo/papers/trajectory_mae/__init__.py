@@ -1,0 +1,6 @@
+"""Pre-training on synthetic driving data for trajectory prediction."""
+
+from zoo.papers.trajectory_mae.forecaster import TrajectoryForecaster
+from zoo.papers.trajectory_mae.module import TrajectoryMAE
+
+__all__ = ["TrajectoryForecaster", "TrajectoryMAE"]
