@@ -1,0 +1,69 @@
+"""What every text model's LightningModule shares: the tokenizer that it takes from the data and carries along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from zoo.errors import ZooError
+from zoo.module import ZooModule
+from zoo.nn.text import SpecialIds, check_vocabulary, encode_texts, load_tokenizer, pack_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TextModule(ZooModule):
+    """Base class of text models. A subclass has the hyper-parameters `tokenizer`, `vocab_size`, `max_positions`.
+
+    The tokenizer is `tokenizer` if given, else the data module's; checkpoints and exports hold it whole.
+    """
+
+    _tokenizer: Tokenizer | None = None
+    most_frequent_token: int | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, None where the model was built without one."""
+        if self._tokenizer is None and self.hparams.get("tokenizer"):
+            tokenizer = load_tokenizer(self.hparams.tokenizer)
+            check_vocabulary(tokenizer, self.hparams.vocab_size)
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def special(self) -> SpecialIds:
+        """Ids of [PAD], [UNK], [CLS], [SEP], [MASK]: the tokenizer's, else those of BERT's vocabulary."""
+        return SpecialIds() if self.tokenizer is None else SpecialIds.of(self.tokenizer)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        theirs = getattr(data, "tokenizer", None)
+        if theirs is None or isinstance(theirs, str):
+            return
+        check_vocabulary(theirs, self.hparams.vocab_size)
+        own = self.tokenizer
+        if own is not None and own.get_vocab() != theirs.get_vocab():
+            raise ZooError("The data was cut with another tokenizer than the model's own: set data.tokenizer to it.")
+        self._tokenizer = theirs
+        length = getattr(data, "max_length", 0)
+        if length > self.hparams.max_positions:
+            raise ZooError(
+                f"The data gives sequences of {length} tokens, the model has {self.hparams.max_positions} positions: "
+                "lower data.max_length or raise model.max_positions."
+            )
+        counts = getattr(data, "token_counts", None)
+        self.most_frequent_token = None if counts is None else int(counts.argmax())
+
+    def preprocess(self, raw: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Strings, pairs, or Paths of text files (one or a list) to a batch; see `zoo.nn.text.encode_texts`."""
+        if self.tokenizer is None:
+            raise ZooError("This model has no tokenizer: give its `tokenizer` argument the path or hub id of one.")
+        return encode_texts(self.tokenizer, raw, self.hparams.max_positions)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self._tokenizer is not None:
+            hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
+            checkpoint["hyper_parameters"] = hparams | {"tokenizer": pack_tokenizer(self._tokenizer)}

@@ -1,0 +1,118 @@
+"""Official TensorFlow variables, transformers' keys, and ours.
+
+| part | TensorFlow | transformers | ours |
+|---|---|---|---|
+| discriminator | `electra/...` | `electra.` of `ElectraForPreTraining` | `backbone.` |
+| generator | `generator/...` | `electra.` of `ElectraForMaskedLM`, its own file | `generator.` |
+| heads | `discriminator_predictions/`, `generator_predictions/` | the same with dots | the same with dots |
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
+_LAYER = re.compile(r"layer_(\d+)")
+
+
+def is_tensorflow(state_dict: StateDict) -> bool:
+    return any(key.startswith(("electra/", "generator/", "generator_predictions/")) for key in state_dict)
+
+
+def is_transformers(state_dict: StateDict) -> bool:
+    return any(key.startswith("electra.") for key in state_dict)
+
+
+def _dots(key: str) -> tuple[str, bool]:
+    """A TensorFlow name in dotted form with torch's leaf names, and whether its value is transposed."""
+    parts = _LAYER.sub(r"layer.\1", key).replace("/", ".")
+    head, _, leaf = parts.rpartition(".")
+    if leaf in _TABLES:
+        return f"{parts}.weight", False
+    leaf_name = {"kernel": "weight", "gamma": "weight", "beta": "bias"}.get(leaf, leaf)
+    return f"{head}.{leaf_name}", leaf == "kernel"
+
+
+def from_tensorflow(state_dict: StateDict) -> StateDict:
+    """Official names to ours; optimiser slots and the step counter are left out. Unknown keys stay, to be named."""
+    ours: StateDict = {}
+    for key, value in state_dict.items():
+        if key.endswith(("/adam_m", "/adam_v")) or key == "global_step":
+            continue
+        name, transpose = _dots(key)
+        name = name.replace("discriminator_predictions.dense_1.", "discriminator_predictions.dense_prediction.")
+        name = name.replace("generator_predictions.output_bias", "generator_predictions.bias")
+        if name.startswith("electra."):
+            name = "backbone." + name.removeprefix("electra.")
+        ours[name] = value.t() if transpose else value
+    return ours
+
+
+def to_tensorflow(state_dict: StateDict) -> StateDict:
+    """Ours to the official names; the inverse of `from_tensorflow`."""
+    official: StateDict = {}
+    for key, value in state_dict.items():
+        name = key.replace("discriminator_predictions.dense_prediction.", "discriminator_predictions.dense_1.")
+        name = name.replace("generator_predictions.bias", "generator_predictions.output_bias")
+        if name.startswith("backbone."):
+            name = "electra." + name.removeprefix("backbone.")
+        head, _, leaf = name.rpartition(".")
+        transpose = False
+        if head.endswith(_TABLES):
+            name = head
+        elif leaf in ("weight", "bias") and head.endswith("LayerNorm"):
+            name = f"{head}.{'gamma' if leaf == 'weight' else 'beta'}"
+        elif leaf == "weight":
+            name, transpose = f"{head}.kernel", True
+        name = re.sub(r"\.layer\.(\d+)\.", r".layer_\1.", name).replace(".", "/")
+        official[name] = value.t().contiguous() if transpose else value
+    return official
+
+
+def from_transformers(state_dict: StateDict) -> StateDict:
+    """Keys of `ElectraForPreTraining` or `ElectraForMaskedLM` to ours (of a model with the one network only)."""
+    ours: StateDict = {}
+    for key, value in state_dict.items():
+        if key.endswith("position_ids") or key == "generator_lm_head.weight":  # a buffer; the tied word table
+            continue
+        if key == "generator_lm_head.bias":
+            key = "generator_predictions.bias"
+        elif key.startswith("electra."):
+            key = "backbone." + key.removeprefix("electra.")
+        ours[key] = value
+    return ours
+
+
+def to_transformers(state_dict: StateDict, network: str) -> StateDict:
+    """Ours to transformers' keys.
+
+    Args:
+        network: "discriminator" (for `ElectraForPreTraining`) or "generator" (for `ElectraForMaskedLM`, its embedding
+            block taken from the shared one unless the generator has its own).
+    """
+    theirs: StateDict = {}
+    if network == "discriminator":
+        for key, value in state_dict.items():
+            if key.startswith("backbone."):
+                theirs["electra." + key.removeprefix("backbone.")] = value
+            elif key.startswith("discriminator_predictions."):
+                theirs[key] = value
+        return theirs
+    own = any(key.startswith("generator.embeddings.") for key in state_dict)
+    separate = any(key.startswith("generator.") for key in state_dict)
+    for key, value in state_dict.items():
+        if key.startswith("generator."):
+            theirs["electra." + key.removeprefix("generator.")] = value
+        elif key == "generator_predictions.bias":
+            theirs["generator_lm_head.bias"] = value
+        elif key.startswith("generator_predictions."):
+            theirs[key] = value
+        elif key.startswith("backbone.embeddings.") and not own:
+            theirs["electra." + key.removeprefix("backbone.")] = value
+        elif key.startswith("backbone.") and not separate:
+            theirs["electra." + key.removeprefix("backbone.")] = value
+    theirs["generator_lm_head.weight"] = theirs["electra.embeddings.word_embeddings.weight"]
+    return theirs
