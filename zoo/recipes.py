@@ -13,7 +13,7 @@ from zoo.errors import ZooError, did_you_mean
 from zoo.paths import recipes_dir
 
 HEADER = "recipe"
-HEADER_FIELDS = ("title", "stage", "subcommand", "hardware", "time", "metric", "next")
+HEADER_FIELDS = ("title", "stage", "subcommand", "hardware", "time", "metric", "next", "smoke")
 TOP_LEVEL = (HEADER, "seed_everything", "trainer", "model", "data", "ckpt_path")
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 

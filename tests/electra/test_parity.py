@@ -128,3 +128,38 @@ def test_optimiser_and_schedule_step_for_step(golden_dir):
                 torch.testing.assert_close(
                     parameter.detach(), case["params_after_step"][key][step], rtol=0, atol=1e-6, msg=f"{name} {key}"
                 )
+
+
+class Replay:
+    """Gives back recorded draws, and checks that the right ones are asked for."""
+
+    def __init__(self, draws):
+        self.draws = list(draws)
+
+    def random(self):
+        kind, value = self.draws.pop(0)
+        assert kind == "random"
+        return value
+
+    def randint(self, a, b):
+        kind, low, high, value = self.draws.pop(0)
+        assert (kind, low, high) == ("randint", a, b)
+        return value
+
+
+def test_example_builder_token_for_token(golden_dir):
+    import numpy as np
+
+    from datamodules.text_packing import PaddedPairs, electra_examples
+    from zoo.nn.text import SpecialIds
+
+    for name, case in cases(golden_dir("electra"), "examples"):
+        draws = Replay(case["draws"])
+        pairs = list(electra_examples([*case["lines"], []], case["max_length"], draws))
+        assert not draws.draws, name
+        data = PaddedPairs(pairs, case["max_length"], SpecialIds())
+        assert len(data) == len(case["examples"]), name
+        for mine, theirs in zip((data[i] for i in range(len(data))), case["examples"], strict=True):
+            assert np.array_equal(mine["input_ids"], theirs["input_ids"]), name
+            assert np.array_equal(mine["attention_mask"], theirs["input_mask"]), name
+            assert np.array_equal(mine["token_type_ids"], theirs["segment_ids"]), name
