@@ -13,6 +13,7 @@ import typer
 
 from zoo import catalog, hub, loading
 from zoo.cli.tables import print_facts, print_table
+from zoo.cli.tokenizer import tokenizer
 from zoo.errors import ZooError, did_you_mean
 
 
@@ -242,6 +243,9 @@ def export(
     )
     weights = manifest.with_suffix(".safetensors")
     print(f"{manifest}\n{weights} ({weights.stat().st_size / 1e6:.1f} MB)\nLoad it: zoo.load({str(manifest)!r})")
+
+
+app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
 
 def _model_or_recipe(name: str) -> catalog.Manifest | catalog.Recipe:

@@ -15,7 +15,7 @@ from zoo.nn.text import tokens_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_LINE = 92  # characters
+_LINE = 122  # characters
 _ROWS = 5  # lines of a sequence
 
 
