@@ -7,6 +7,7 @@ has them, in the order in which the official scripts draw.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -194,3 +195,60 @@ def bert_pairs(
                     yield a, b, is_random
             chunk, gathered = [], 0
         at += 1
+
+
+@dataclass
+class BertInstance:
+    """One example with static masks, as BERT's official script writes it; tokens are strings."""
+
+    tokens: list[str]
+    segment_ids: list[int]
+    is_random_next: bool
+    masked_lm_positions: list[int]
+    masked_lm_labels: list[str]
+
+
+def bert_instances(
+    documents: Sequence[Sequence[Sequence[str]]],
+    index: int,
+    *,
+    max_length: int,
+    short_prob: float,
+    mask_prob: float,
+    max_predictions: int,
+    vocabulary: Sequence[str],
+    whole_words: bool,
+    draws: BertDraws,
+) -> Iterator[BertInstance]:
+    """The official builder's instances of one document: `bert_pairs`, then masks that stay as they are drawn.
+
+    Words are shuffled and taken while they fit: 80 % become [MASK], 10 % stay, 10 % become any word of `vocabulary`.
+    """
+    for a, b, is_random in bert_pairs(documents, index, max_length, short_prob, draws):
+        tokens = ["[CLS]", *a, "[SEP]", *b, "[SEP]"]
+        words: list[list[int]] = []
+        for at, token in enumerate(tokens):
+            if token in ("[CLS]", "[SEP]"):
+                continue
+            if whole_words and words and token.startswith("##"):
+                words[-1].append(at)
+            else:
+                words.append([at])
+        draws.shuffle(words)
+        wanted = min(max_predictions, max(1, round(len(tokens) * mask_prob)))
+        masked: dict[int, str] = {}
+        shown = list(tokens)
+        for word in words:
+            if len(masked) >= wanted:
+                break
+            if len(masked) + len(word) > wanted:
+                continue
+            for at in word:
+                masked[at] = tokens[at]
+                if draws.random() < 0.8:
+                    shown[at] = "[MASK]"
+                elif draws.random() >= 0.5:
+                    shown[at] = vocabulary[draws.randint(0, len(vocabulary) - 1)]
+        positions = sorted(masked)
+        types = [0] * (len(a) + 2) + [1] * (len(b) + 1)
+        yield BertInstance(shown, types, is_random, positions, [masked[at] for at in positions])

@@ -5,29 +5,11 @@ Shape letters: B sequences, L tokens, N prediction slots, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from zoo.nn.text import SpecialIds
-
-
-@dataclass(frozen=True)
-class Masked:
-    """What the generator gets and has to predict.
-
-    Attributes:
-        input_ids: (B, L) with [MASK] at the chosen places.
-        positions: (B, N) the chosen places; unused slots point at place 0.
-        ids: (B, N) what stood there; 0 in unused slots.
-        weights: (B, N) float, 1 for a used slot, 0 for an unused one.
-    """
-
-    input_ids: Tensor
-    positions: Tensor
-    ids: Tensor
-    weights: Tensor
+from zoo.nn.text_mlm import Masked, candidates, draw_positions
 
 
 def max_predictions(length: int, mask_prob: float) -> int:
@@ -39,20 +21,6 @@ def num_to_predict(attention_mask: Tensor, mask_prob: float, slots: int) -> Tens
     """(B,) k = clamp(round(n * p), 1, N), n the tokens that are no padding; halves round to even."""
     count = attention_mask.sum(dim=1).float() * torch.tensor(mask_prob, dtype=torch.float32)
     return count.round().long().clamp(1, slots)
-
-
-def candidates(input_ids: Tensor, attention_mask: Tensor, special: SpecialIds) -> Tensor:
-    """(B, L) True where a token may be chosen: real ones except [CLS], [SEP], [MASK]."""
-    allowed = attention_mask.bool()
-    for token in (special.cls, special.sep, special.mask):
-        allowed = allowed & (input_ids != token)
-    return allowed
-
-
-def draw_positions(allowed: Tensor, slots: int) -> Tensor:
-    """N different places of each row, uniform over `allowed` (B, L); rows with fewer repeat what is not allowed last."""
-    keys = torch.rand(allowed.shape, device=allowed.device).masked_fill(~allowed, -1.0)
-    return keys.topk(min(slots, allowed.shape[1]), dim=1).indices
 
 
 def draw_positions_with_replacement(allowed: Tensor, slots: int) -> Tensor:

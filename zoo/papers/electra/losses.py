@@ -1,23 +1,10 @@
-"""The two losses of ELECTRA, both in float32."""
+"""The discriminator's loss, in float32, and its scores; the generator's is `zoo.nn.text_mlm.masked_lm_loss`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def masked_lm_loss(logits: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean negative log-likelihood over the used slots, and each slot's own.
-
-    Args:
-        logits: (B, N, V); ids, weights: (B, N).
-
-    Returns:
-        Scalar sum(w * nll) / (sum(w) + 1e-6), and nll (B, N).
-    """
-    nll = F.cross_entropy(logits.float().flatten(0, 1), ids.flatten(), reduction="none").view_as(weights)
-    return (weights * nll).sum() / (weights.sum() + 1e-6), nll
 
 
 def replaced_token_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor) -> Tensor:

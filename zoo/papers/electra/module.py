@@ -16,19 +16,18 @@ from torchmetrics.classification import BinaryAUROC
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
 from zoo.nn.text import additive_mask, mean_over_tokens
+from zoo.nn.text_mlm import Masked, MaskedLMHead, gather_places, init_truncated, masked_lm_loss
 from zoo.nn.text_module import TextModule
 from zoo.optim import clip_gradients
 from zoo.optim_text import BertAdam, linear_schedule, text_groups
 from zoo.papers.electra import losses, weights
-from zoo.papers.electra.corruption import Masked, mask_tokens, max_predictions, replace_tokens, sample
+from zoo.papers.electra.corruption import mask_tokens, replace_tokens, sample
 from zoo.papers.electra.network import (
     DiscriminatorHead,
     Generator,
-    GeneratorHead,
     electra_config,
     encode,
     generator_config,
-    init_like_tensorflow,
 )
 
 Batch = dict[str, Tensor]
@@ -128,7 +127,7 @@ class Electra(TextModule):
         )
         self.backbone = ElectraModel(config)
         self.generator: Generator | None = None
-        self.generator_predictions: GeneratorHead | None = None
+        self.generator_predictions: MaskedLMHead | None = None
         self.discriminator_predictions: DiscriminatorHead | None = None
         if objective == "rtd":
             self.discriminator_predictions = DiscriminatorHead(hidden_size)
@@ -138,9 +137,10 @@ class Electra(TextModule):
                 small = generator_config(config, generator_size, generator_layers, own_embeddings=sharing == "none")
                 self.generator = Generator(small, own_embeddings=sharing == "none")
                 width, table = small.hidden_size, small.embedding_size
-            self.generator_predictions = GeneratorHead(width, table, vocab_size)
-        init_like_tensorflow(self)
-        self.auc = BinaryAUROC(thresholds=200)
+            self.generator_predictions = MaskedLMHead(width, table, vocab_size)
+        # The official code names no start value for these two, so TensorFlow's own.
+        init_truncated(self, glorot=("embeddings_project", "dense_prediction"))
+        self.auc = BinaryAUROC()
 
     def _check_arguments(self) -> None:
         h = self.hparams
@@ -207,7 +207,7 @@ class Electra(TextModule):
         own = self.generator is not None and self.generator.embeddings is not None
         embeddings = self.generator.embeddings if own else self.backbone.embeddings  # type: ignore[union-attr]
         hidden = encode(embeddings, self.generator or self.backbone, masked.input_ids, types, mask)
-        at_slots = hidden.gather(1, masked.positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        at_slots = gather_places(hidden, masked.positions)
         with full_precision(hidden.device.type):  # half-precision logits tie and bias the samples
             return self.generator_predictions(at_slots.float(), embeddings.word_embeddings.weight.float())
 
@@ -234,7 +234,7 @@ class Electra(TextModule):
         )
         logits = self.generator_logits(masked, types, mask)
         with full_precision(ids.device.type):
-            mlm_loss, _ = losses.masked_lm_loss(logits, masked.ids, masked.weights)
+            mlm_loss, _ = masked_lm_loss(logits, masked.ids, masked.weights)
 
             # 2. Sample from it, without a gradient.
             sampled = sample(
@@ -329,5 +329,3 @@ class Electra(TextModule):
     ) -> None:
         clip_gradients(self, self.hparams.clip_grad, "global", gradient_clip_val)
 
-
-__all__ = ["Electra", "ElectraOutput", "max_predictions"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraModel
 from transformers.models.electra.modeling_electra import ElectraEmbeddings, ElectraEncoder
@@ -71,20 +70,6 @@ class Generator(nn.Module):
         return self.encoder(hidden, attention_mask=mask).last_hidden_state
 
 
-class GeneratorHead(nn.Module):
-    """Linear, GELU, LayerNorm, then the word table's transpose and a bias: hidden states to logits over the words."""
-
-    def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int, eps: float = 1e-12) -> None:
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, embedding_size)
-        self.LayerNorm = nn.LayerNorm(embedding_size, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, hidden: Tensor, word_table: Tensor) -> Tensor:
-        """(B, N, hidden) and (V, E) to (B, N, V)."""
-        return nn.functional.linear(self.LayerNorm(nn.functional.gelu(self.dense(hidden))), word_table, self.bias)
-
-
 class DiscriminatorHead(nn.Module):
     """Linear, GELU, linear to one logit: how likely each token is a replaced one."""
 
@@ -108,23 +93,3 @@ def encode(
     if hasattr(encoder, "embeddings_project"):
         embedded = encoder.embeddings_project(embedded)
     return encoder.encoder(embedded, attention_mask=mask).last_hidden_state
-
-
-def init_like_tensorflow(module: nn.Module, std: float = 0.02) -> None:
-    """The official start: normal cut at two standard deviations, zero biases; Glorot-uniform where the code names none.
-
-    Those are the projection behind the embeddings and the discriminator's last layer.
-    """
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding):
-            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-        elif isinstance(part, nn.Linear):
-            if name.endswith(("embeddings_project", "dense_prediction")):
-                nn.init.xavier_uniform_(part.weight)
-            else:
-                nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-            nn.init.zeros_(part.bias)

@@ -9,13 +9,11 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import Tensor
 
+from zoo.nn.text_weights import from_tensorflow_name, is_optimiser_slot, to_tensorflow_name
+
 StateDict = dict[str, Tensor]
-_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
-_LAYER = re.compile(r"layer_(\d+)")
 
 
 def is_tensorflow(state_dict: StateDict) -> bool:
@@ -26,23 +24,13 @@ def is_transformers(state_dict: StateDict) -> bool:
     return any(key.startswith("electra.") for key in state_dict)
 
 
-def _dots(key: str) -> tuple[str, bool]:
-    """A TensorFlow name in dotted form with torch's leaf names, and whether its value is transposed."""
-    parts = _LAYER.sub(r"layer.\1", key).replace("/", ".")
-    head, _, leaf = parts.rpartition(".")
-    if leaf in _TABLES:
-        return f"{parts}.weight", False
-    leaf_name = {"kernel": "weight", "gamma": "weight", "beta": "bias"}.get(leaf, leaf)
-    return f"{head}.{leaf_name}", leaf == "kernel"
-
-
 def from_tensorflow(state_dict: StateDict) -> StateDict:
     """Official names to ours; optimiser slots and the step counter are left out. Unknown keys stay, to be named."""
     ours: StateDict = {}
     for key, value in state_dict.items():
-        if key.endswith(("/adam_m", "/adam_v")) or key == "global_step":
+        if is_optimiser_slot(key):
             continue
-        name, transpose = _dots(key)
+        name, transpose = from_tensorflow_name(key)
         name = name.replace("discriminator_predictions.dense_1.", "discriminator_predictions.dense_prediction.")
         name = name.replace("generator_predictions.output_bias", "generator_predictions.bias")
         if name.startswith("electra."):
@@ -59,15 +47,7 @@ def to_tensorflow(state_dict: StateDict) -> StateDict:
         name = name.replace("generator_predictions.bias", "generator_predictions.output_bias")
         if name.startswith("backbone."):
             name = "electra." + name.removeprefix("backbone.")
-        head, _, leaf = name.rpartition(".")
-        transpose = False
-        if head.endswith(_TABLES):
-            name = head
-        elif leaf in ("weight", "bias") and head.endswith("LayerNorm"):
-            name = f"{head}.{'gamma' if leaf == 'weight' else 'beta'}"
-        elif leaf == "weight":
-            name, transpose = f"{head}.kernel", True
-        name = re.sub(r"\.layer\.(\d+)\.", r".layer_\1.", name).replace(".", "/")
+        name, transpose = to_tensorflow_name(name)
         official[name] = value.t().contiguous() if transpose else value
     return official
 
