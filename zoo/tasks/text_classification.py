@@ -16,7 +16,7 @@ from torchmetrics.classification import (
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from zoo.errors import ZooError
-from zoo.module import ZooModule, full_precision
+from zoo.module import StateDict, ZooModule, full_precision
 from zoo.nn.text_module import TextModule
 from zoo.optim import clip_gradients
 from zoo.optim_text import BertAdam, Schedule, linear_schedule, text_groups
@@ -32,7 +32,8 @@ class TextClassification(TextModule):
     A checkpoint carries the encoder's description and the tokenizer, so it loads without the backbone it started from.
 
     Args:
-        backbone: a zoo name, a checkpoint or a run folder of a text model; `{class_path, init_args}` starts from scratch.
+        backbone: a zoo name, a checkpoint or a run folder of a text model, or of this task (its classifier is kept if
+            the classes are as many); `{class_path, init_args}` starts from scratch.
         pretrained: False takes the backbone's network with random weights: the from-scratch baseline.
         truncate_layers: keep only this many of the encoder's bottom layers.
         num_classes: None takes it from the data; 1 is regression.
@@ -72,6 +73,10 @@ class TextClassification(TextModule):
         model = start_model(backbone)
         if not pretrained:
             model = start_model(describe_model(model))
+        self._start_head: StateDict | None = None
+        if isinstance(model, TextClassification):  # go on from a distilled or fine-tuned one, its classifier included
+            self._start_head = model.head.state_dict() if pretrained else None
+            model = model.encoder
         if not isinstance(model, TextModule) or not hasattr(model, "forward_tokens"):
             raise ZooError(f"{backbone} is no text model: this task fine-tunes encoders of text.")
         self.encoder: Any = model
@@ -107,6 +112,9 @@ class TextClassification(TextModule):
         self.num_outputs = num_outputs
         width = self.encoder.backbone.config.hidden_size
         self.head = ClassificationHead(width, num_outputs, self.hparams.dropout)
+        if self._start_head is not None and self._start_head["dense.bias"].shape[0] == num_outputs:
+            self.head.load_state_dict(self._start_head)
+        self._start_head = None
         if self.hparams.regression:
             self.metrics = MetricCollection({"spearman": SpearmanCorrCoef(), "pearson": PearsonCorrCoef()})
         else:
