@@ -132,7 +132,9 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, share: floa
                 num_lines += len(rows)
                 starts.append(num_lines)
     if not num_lines:
-        raise ZooError(f"There is no document for {part!r} in {documents.root}: raise data.val_fraction or give more text.")
+        raise ZooError(
+            f"There is no document for {part!r} in {documents.root}: raise data.val_fraction or give more text."
+        )
     np.save(folder / "lines.npy", np.concatenate(lines))
     np.save(folder / "documents.npy", np.array(starts, dtype=np.int64))
     np.save(folder / "counts.npy", counts)

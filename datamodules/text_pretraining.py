@@ -72,9 +72,7 @@ class TextPretrainDataModule(TextDataModule):
         if examples not in ("packed", "electra", "bert"):
             raise ZooError(f"examples is 'packed', 'electra' or 'bert', not {examples!r}.")
         self.max_length = max_length
-        self.tokenizer_args = dict(
-            tokenizer=tokenizer, vocab_size=vocab_size, kind=tokenizer_kind, lowercase=lowercase
-        )
+        self.tokenizer_args = dict(tokenizer=tokenizer, vocab_size=vocab_size, kind=tokenizer_kind, lowercase=lowercase)
         sources = root if isinstance(root, dict) else {root: 1.0}
         if not sources:
             raise ZooError("There is no text: data.root is empty.")
@@ -123,9 +121,7 @@ class TextPretrainDataModule(TextDataModule):
             for pair in bert_pairs(documents, index, h.max_length, h.short_prob, draws)
         ]
         labels = [int(is_random) for _, _, is_random in found]
-        return PaddedPairs(
-            ((a, b) for a, b, _ in found), h.max_length, special, extra={"next_sentence_label": labels}
-        )
+        return PaddedPairs(((a, b) for a, b, _ in found), h.max_length, special, extra={"next_sentence_label": labels})
 
     @property
     def num_skipped(self) -> int:
@@ -146,7 +142,9 @@ class TextPretrainDataModule(TextDataModule):
         """Docstrings and the package each comes from: (batch, label) for probes, training part and held-out part."""
         self.setup()
         if [d.root for d in self.documents] != [PYTHON_DOCS]:
-            raise ZooError("Labels for probes come with data.root python-docs only: take ProbeReport out of the recipe.")
+            raise ZooError(
+                "Labels for probes come with data.root python-docs only: take ProbeReport out of the recipe."
+            )
         texts = labelled_docstrings(self.hparams.probe_classes, self.hparams.probe_min)
         parts = [LabelledText([t for t in texts if t[2] == held], self.tokenizer, self.max_length) for held in (0, 1)]
         return self.loader(parts[0], train=False), self.loader(parts[1], train=False)

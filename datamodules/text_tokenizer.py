@@ -37,7 +37,10 @@ def train_tokenizer(
         raw.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=_BERT_SPECIAL, show_progress=False, limit_alphabet=min(1000, vocab_size // 4)
+            vocab_size=vocab_size,
+            special_tokens=_BERT_SPECIAL,
+            show_progress=False,
+            limit_alphabet=min(1000, vocab_size // 4),
         )
         raw.train_from_iterator(documents, trainer)
         return bert_tokenizer(raw.get_vocab(), lowercase)

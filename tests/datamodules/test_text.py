@@ -193,7 +193,8 @@ def test_encode_texts_and_its_errors(tmp_path, tokenizer):
     assert batch["input_ids"][0, int(batch["attention_mask"][0].sum()) - 1] == 3  # the closing [SEP] survives the cut
     (tmp_path / "t.txt").write_text("The old hen")
     assert torch.equal(
-        encode_texts(tokenizer, tmp_path / "t.txt", 16)["input_ids"], encode_texts(tokenizer, "The old hen", 16)["input_ids"]
+        encode_texts(tokenizer, tmp_path / "t.txt", 16)["input_ids"],
+        encode_texts(tokenizer, "The old hen", 16)["input_ids"],
     )
     (tmp_path / "noise.bin").write_bytes(b"\x80\xff\x00")
     for wrong in (None, object(), [], "  ", 3, tmp_path / "no.txt", tmp_path / "noise.bin"):

@@ -102,7 +102,13 @@ def test_a_sample_that_hits_the_original_is_original():
 def test_places_drawn_twice():
     ids = torch.tensor([[101, 110, 111, 112, 102]])
     masked = mask_tokens(
-        ids, torch.ones_like(ids), SPECIAL, 0.4, official=True, positions=torch.tensor([[2, 2]]), uniform=torch.zeros(1, 2)
+        ids,
+        torch.ones_like(ids),
+        SPECIAL,
+        0.4,
+        official=True,
+        positions=torch.tensor([[2, 2]]),
+        uniform=torch.zeros(1, 2),
     )
     corrupted, _ = replace_tokens(ids, masked, torch.tensor([[24, 49]]), official=True)
     assert corrupted[0, 2] == 36  # (24 + 49) // 2: the released code's accident
@@ -168,7 +174,9 @@ def test_transformers_computes_the_same_and_back():
     positions = torch.tensor([[1, 2, 3], [4, 5, 6]])
     from zoo.nn.text_mlm import Masked
 
-    mine = model.generator_logits(Masked(ids, positions, ids[:, :3], torch.ones(2, 3)), None, (1.0 - mask[:, None, None]) * -1e4)
+    mine = model.generator_logits(
+        Masked(ids, positions, ids[:, :3], torch.ones(2, 3)), None, (1.0 - mask[:, None, None]) * -1e4
+    )
     wanted = generator(**batch).logits.gather(1, positions[..., None].expand(-1, -1, 150))
     torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ZooError, match="discriminator alone"):

@@ -19,7 +19,7 @@ def from_tensorflow_name(key: str) -> tuple[str, bool]:
     head, _, leaf = dotted.rpartition(".")
     if leaf in TABLES:
         return f"{dotted}.weight", False
-    return f"{head}.{ {'kernel': 'weight', 'gamma': 'weight', 'beta': 'bias'}.get(leaf, leaf)}", leaf == "kernel"
+    return f"{head}.{ {'kernel': 'weight', 'gamma': 'weight', 'beta': 'bias'}.get(leaf, leaf) }", leaf == "kernel"
 
 
 def to_tensorflow_name(name: str) -> tuple[str, bool]:

@@ -132,7 +132,9 @@ class TextClassification(TextModule):
         if not hasattr(self, "head"):
             self._build(classes_in_data(self))
         elif data is not None and getattr(data, "num_classes", self.num_outputs) != self.num_outputs:
-            raise ZooError(f"The data has {data.num_classes} classes, the model {self.num_outputs}: set model.num_classes.")
+            raise ZooError(
+                f"The data has {data.num_classes} classes, the model {self.num_outputs}: set model.num_classes."
+            )
 
     # ------------------------------------------------------------------ the representation
 

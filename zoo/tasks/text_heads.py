@@ -86,9 +86,7 @@ class SpanHead(nn.Module):
         chosen = tokens.gather(1, start_index[..., None].expand(-1, -1, tokens.shape[-1]))
         ends = self._ends(chosen, tokens) + penalty[:, None]
         end_scores, end_index = ends.log_softmax(-1).topk(beam)
-        return SpanOutput(
-            start_logits, answerable, None, start_scores, start_index, end_scores, end_index
-        )
+        return SpanOutput(start_logits, answerable, None, start_scores, start_index, end_scores, end_index)
 
     def _ends(self, chosen: Tensor, tokens: Tensor) -> Tensor:
         """Starts (B, K, D) and tokens (B, L, D) to end logits (B, K, L), without building (B, K, L, 2D)."""

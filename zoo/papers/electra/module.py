@@ -155,16 +155,16 @@ class Electra(TextModule):
         if h.generator != "mlm" and h.sharing != "embeddings":
             raise ZooError(f"sharing {h.sharing!r} has no meaning without a learned generator.")
         if not 0 < h.generator_size <= 1 or not 0 < h.generator_layers <= 1:
-            raise ZooError("generator_size and generator_layers are shares of the discriminator, above 0 and at most 1.")
+            raise ZooError(
+                "generator_size and generator_layers are shares of the discriminator, above 0 and at most 1."
+            )
 
     # ------------------------------------------------------------------ the representation
 
     def forward_tokens(self, batch: Batch) -> Tensor:
         """`input_ids` and, where given, `attention_mask` and `token_type_ids`, (B, L) each, to hidden states (B, L, D)."""
         mask = additive_mask(batch.get("attention_mask"), self.backbone.embeddings.LayerNorm.weight.dtype)
-        return encode(
-            self.backbone.embeddings, self.backbone, batch["input_ids"], batch.get("token_type_ids"), mask
-        )
+        return encode(self.backbone.embeddings, self.backbone, batch["input_ids"], batch.get("token_type_ids"), mask)
 
     def forward(self, batch: Batch) -> Tensor:
         """To (B, D): the mean of the hidden states of all tokens that are no padding.
@@ -328,4 +328,3 @@ class Electra(TextModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         clip_gradients(self, self.hparams.clip_grad, "global", gradient_clip_val)
-

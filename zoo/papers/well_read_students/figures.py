@@ -56,6 +56,8 @@ def draw_guesses(tokenizer: Tokenizer, input_ids: Tensor, out: Any, max_texts: i
         axis.set(xlim=(-0.005, 1), ylim=(-_ROWS + 0.4, 0.7))
         axis.set_title(f"{hits} of {total} right", fontsize=9, loc="right", pad=2)
         axis.axis("off")
-    figure.suptitle("Framed: a masked word and the model's guess (green right, red wrong; above it the original).", fontsize=10)
+    figure.suptitle(
+        "Framed: a masked word and the model's guess (green right, red wrong; above it the original).", fontsize=10
+    )
     figure.tight_layout()
     return figure
