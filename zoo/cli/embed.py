@@ -58,7 +58,8 @@ def embed_files(
         except NotImplementedError as error:
             raise ZooError(f"{type(model).__name__} cannot read files: {error}.") from error
         except Exception as error:  # whatever the reader of this kind of file raises
-            return f"{file}: {' '.join(str(error).split()) or type(error).__name__}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return reason if str(file) in reason else f"Cannot read {file}: {reason}"
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _progress(len(files)) as advance:
         for start in range(0, len(files), batch_size):
@@ -67,7 +68,7 @@ def embed_files(
             for file, item in zip(batch, pool.map(read, batch), strict=True):
                 if isinstance(item, str):
                     if not skip_bad:
-                        raise ZooError(f"Cannot read {item.rstrip('.')}. --skip-bad leaves such files out.")
+                        raise ZooError(f"{item.rstrip('.')}. --skip-bad leaves such files out.")
                     skipped.append(item)
                 else:
                     good.append(item)
