@@ -39,7 +39,7 @@ class Documents:
             - a hub id, `owner/name` or `owner/name:config`, read as a stream (split "train");
             - the word `python-docs`: the manual's topics and the standard library's docstrings of this Python.
         column: name of the text field of JSONL and Parquet.
-        on_bad_text: "error" names a broken or empty document and stops; "skip" passes over it and counts in `num_skipped`.
+        on_bad_text: "error" names a broken or empty document and stops; "skip" passes over it and counts.
 
     Raises:
         ZooError: no such source, nothing in it, or (while reading) a document that cannot be read.

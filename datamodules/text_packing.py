@@ -1,7 +1,7 @@
 """Token streams to training examples: packed blocks, and the example builders of ELECTRA and BERT.
 
-The builders draw from an object with `random()` and `randint(a, b)` (BERT's also `shuffle`), as Python's `random.Random`
-has them, in the order in which the official scripts draw.
+The builders draw from an object with `random()` and `randint(a, b)` (BERT's also `shuffle`), as
+`random.Random` has them, in the order in which the official scripts draw.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def bert_pairs(
 ) -> Iterator[tuple[list[Any], list[Any], bool]]:
     """Sentence pairs of one document for next-sentence prediction, as BERT's official script cuts them.
 
-    Sentences gather to a target (with `short_prob` a random shorter one for the whole document) or the end of the document and are split
-    at a random sentence; half the time the second part is replaced by text of another document, and the unused
+    Sentences gather to a target (with `short_prob` a random shorter one for the whole document) or the end of
+    the document and are split at a random sentence; half the time the second part is replaced by text of another document, and the unused
     sentences go back. Yields (a, b, whether b is random), cut to `max_length` - 3 tokens together.
     """
     document = documents[index]

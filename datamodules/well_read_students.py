@@ -23,7 +23,7 @@ class StudentPretrainDataModule(TextPretrainDataModule):
 
 
 class UnlabelledTexts(Dataset):
-    """Item i: `input_ids`, `attention_mask`, `token_type_ids` (max_length,) and `index`, its number. No labels at all."""
+    """Item i: `input_ids`, `attention_mask`, `token_type_ids` (max_length,) and `index`, its number. No labels."""
 
     def __init__(self, texts: list[Any], tokenizer: Any, max_length: int) -> None:
         self.batch = encode_texts(tokenizer, texts, max_length)

@@ -199,7 +199,8 @@ def test_tokenizer_travels_and_must_fit():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_heads": 3}, "multiple of num_heads"), ({"mask_prob": 1.5}, "mask_prob"), ({"temperature": 0.0}, "temperature"),
+    [({"num_heads": 3}, "multiple of num_heads"), ({"mask_prob": 1.5}, "mask_prob"),
+     ({"temperature": 0.0}, "temperature"),
      ({"objective": "mlm", "generator": "none"}, "leave generator"), ({"generator_size": 0.0}, "above 0"),
      ({"generator": "uniform", "sharing": "all"}, "no meaning")],
 )  # fmt: skip

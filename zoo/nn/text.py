@@ -97,7 +97,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def bert_tokenizer(vocab: Mapping[str, int], lowercase: bool = True) -> Tokenizer:
-    """BERT's WordPiece over `vocab` (token to id): lower-cased, accents stripped, split on CJK, [CLS] a [SEP] b [SEP]."""
+    """BERT's WordPiece over `vocab` (token to id): lower-cased, no accents, split on CJK, [CLS] a [SEP] b [SEP]."""
     tokenizers = require("tokenizers")
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 

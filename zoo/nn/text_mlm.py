@@ -72,7 +72,7 @@ def masked_lm_loss(logits: Tensor, ids: Tensor, weights: Tensor, eps: float = 1e
 
 
 def init_truncated(module: nn.Module, std: float = 0.02, glorot: tuple[str, ...] = ()) -> None:
-    """TensorFlow BERT's start: normal cut at two standard deviations, zero biases; Glorot-uniform for `glorot` names."""
+    """TensorFlow BERT's start: normal cut at two standard deviations, zero biases; Glorot for `glorot` names."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding):
             nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
@@ -152,7 +152,7 @@ def mask_for_mlm(
 ) -> Masked:
     """BERT's masking, drawn anew for the whole batch at once: 80 % [MASK], 10 % any token, 10 % as it was.
 
-    k = max(1, round(n * p)) of a sequence's n tokens are chosen, at most `max_predictions`, by token, whole word or span.
+    k = max(1, round(n * p)) of a sequence's n tokens are chosen, at most `max_predictions`, by token, word or span.
 
     Args:
         input_ids, attention_mask: (B, L).

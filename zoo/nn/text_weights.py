@@ -1,4 +1,4 @@
-"""TensorFlow BERT's variable names to torch's and back: dots for slashes, kernels transposed, gamma and beta renamed."""
+"""TensorFlow BERT's variable names to torch's and back: dots, kernels transposed, gamma and beta renamed."""
 
 from __future__ import annotations
 

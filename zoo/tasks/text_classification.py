@@ -42,7 +42,7 @@ class TextClassification(TextModule):
         dropout: before the linear layer.
         lr, weight_decay, betas, eps, clip_grad: Adam without bias correction.
         warmup: share of all steps, or a number of steps; schedule: "electra" or "bert" (`zoo.optim_text`).
-        layer_decay: learning-rate factor from one layer to the one below; official_layer_decay as ELECTRA's code counts.
+        layer_decay: learning-rate factor from one layer to the one below; official_layer_decay as ELECTRA's code.
         tokenizer, vocab_size, max_positions: filled in from the backbone.
     """
 

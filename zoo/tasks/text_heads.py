@@ -27,7 +27,7 @@ class ClassificationHead(nn.Module):
 
 @dataclass(frozen=True)
 class SpanOutput:
-    """Scores of answer spans. In training `end_logits` follows the gold start; in prediction the beam fields are filled.
+    """Scores of answer spans. In training `end_logits` follows the gold start, in prediction the beam is filled.
 
     Attributes:
         start_logits, end_logits: (B, L); end_logits None in prediction.

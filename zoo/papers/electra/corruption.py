@@ -96,7 +96,7 @@ def sample(
         return (logits + noise).argmax(dim=-1)
     cumulative = logits.softmax(dim=-1).cumsum_(dim=-1)
     uniform = torch.rand(logits.shape[:-1], device=logits.device).unsqueeze(-1)
-    # Scaled by the last value, which rounding keeps from being 1 exactly. `right`: a token of probability 0 never comes.
+    # Scaled by the last value, which rounding keeps from 1. `right`: a token of probability 0 never comes.
     drawn = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True)
     return drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
 

@@ -22,7 +22,7 @@ _ROWS = 5  # lines of a sequence
 def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max_texts: int = 3) -> Figure:
     """The discriminator's input, shaded by its probability that a token was replaced.
 
-    Framed: really replaced, the original above it. A dark token without a frame is a false alarm, a framed light one a miss.
+    Framed: really replaced, the original above it. Dark without a frame is a false alarm, light in a frame a miss.
 
     Args:
         batch: `input_ids` (B, L) the original text; out: an `ElectraOutput` for it.

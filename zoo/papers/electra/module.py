@@ -162,7 +162,7 @@ class Electra(TextModule):
     # ------------------------------------------------------------------ the representation
 
     def forward_tokens(self, batch: Batch) -> Tensor:
-        """`input_ids` and, where given, `attention_mask` and `token_type_ids`, (B, L) each, to hidden states (B, L, D)."""
+        """`input_ids` and, where given, `attention_mask` and `token_type_ids`, (B, L), to hidden states (B, L, D)."""
         mask = additive_mask(batch.get("attention_mask"), self.backbone.embeddings.LayerNorm.weight.dtype)
         return encode(self.backbone.embeddings, self.backbone, batch["input_ids"], batch.get("token_type_ids"), mask)
 
@@ -184,7 +184,7 @@ class Electra(TextModule):
         return weights.to_tensorflow(self.state_dict())
 
     def to_transformers(self, network: Literal["discriminator", "generator"] = "discriminator") -> Any:
-        """transformers' `ElectraForPreTraining` or `ElectraForMaskedLM` with these weights, ready for save_pretrained."""
+        """transformers' `ElectraForPreTraining` or `ElectraForMaskedLM` with these weights, for save_pretrained."""
         from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
 
         wants_generator = network == "generator"

@@ -90,9 +90,7 @@ def to_transformers(state_dict: StateDict, network: str) -> StateDict:
             theirs["generator_lm_head.bias"] = value
         elif key.startswith("generator_predictions."):
             theirs[key] = value
-        elif key.startswith("backbone.embeddings.") and not own:
-            theirs["electra." + key.removeprefix("backbone.")] = value
-        elif key.startswith("backbone.") and not separate:
+        elif (key.startswith("backbone.embeddings.") and not own) or (key.startswith("backbone.") and not separate):
             theirs["electra." + key.removeprefix("backbone.")] = value
     theirs["generator_lm_head.weight"] = theirs["electra.embeddings.word_embeddings.weight"]
     return theirs

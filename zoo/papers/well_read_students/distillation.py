@@ -1,4 +1,4 @@
-"""Step 2 of Pre-trained Distillation: a student learns a fine-tuned teacher's class probabilities on unlabelled text."""
+"""Step 2 of Pre-trained Distillation: a student learns a teacher's class probabilities on unlabelled text."""
 
 from __future__ import annotations
 

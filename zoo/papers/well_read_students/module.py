@@ -54,12 +54,12 @@ class CompactBert(TextModule):
         num_layers, hidden_size, num_heads, vocab_size, max_positions: the encoder; num_heads None is hidden_size / 64.
         tokenizer: path or hub id; None takes the data's, and a checkpoint carries it along.
         heads: "mlm_nsp" (official), "mlm" (packed text without pairs), or "none" (the encoder alone, no pre-training).
-        act: "gelu_tanh" as the TensorFlow code computes it, or "gelu" (exact) as transformers does with the same weights.
+        act: "gelu_tanh" as the TensorFlow code has it, or "gelu" (exact) as transformers has it for the same weights.
         mask_prob, max_predictions: share of the tokens that are predicted, and at most how many of a sequence.
         mask_unit: "token" (word pieces, the paper's models), "word" or "span".
         dropout: of hidden states and attention.
-        lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; the rate rises over the warm-up, then is
-            lr * (1 - t / T). warmup_steps below 1 is a share of all steps.
+        lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; the rate rises over the warm-up,
+            then is lr * (1 - t / T). warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm.
     """
 
@@ -124,7 +124,7 @@ class CompactBert(TextModule):
     # ------------------------------------------------------------------ the representation
 
     def forward_tokens(self, batch: Batch) -> Tensor:
-        """`input_ids` and, where given, `attention_mask` and `token_type_ids`, (B, L) each, to hidden states (B, L, D)."""
+        """`input_ids` and, where given, `attention_mask` and `token_type_ids`, (B, L), to hidden states (B, L, D)."""
         mask = additive_mask(batch.get("attention_mask"), self.backbone.embeddings.LayerNorm.weight.dtype)
         embedded = self.backbone.embeddings(input_ids=batch["input_ids"], token_type_ids=batch.get("token_type_ids"))
         return self.backbone.encoder(embedded, attention_mask=mask).last_hidden_state
