@@ -127,7 +127,7 @@ class TextClassificationDataModule(TextDataModule):
 
     @property
     def regression(self) -> bool:
-        return self.hparams.task == "sts" or self.hparams.regression
+        return self.hparams.task == "sts" or bool(self.hparams.get("regression"))
 
     @property
     def num_skipped(self) -> int:

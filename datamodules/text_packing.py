@@ -152,9 +152,9 @@ def bert_pairs(
 ) -> Iterator[tuple[list[Any], list[Any], bool]]:
     """Sentence pairs of one document for next-sentence prediction, as BERT's official script cuts them.
 
-    Sentences gather to a target (with `short_prob` a random shorter one for the whole document) or the end of
-    the document and are split at a random sentence; half the time the second part is replaced by text of another document, and the unused
-    sentences go back. Yields (a, b, whether b is random), cut to `max_length` - 3 tokens together.
+    Sentences gather to a target (with `short_prob` a random shorter one for the whole document) or the end of the
+    document and are split at a random sentence; half the time the second part is replaced by text of another document,
+    and the unused sentences go back. Yields (a, b, whether b is random), cut to `max_length` - 3 tokens together.
     """
     document = documents[index]
     room = max_length - 3

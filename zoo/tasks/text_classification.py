@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -70,6 +71,9 @@ class TextClassification(TextModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        # Not through hparams: a subclass need not have these arguments.
+        self.regression, self.loss_reduction = regression, loss_reduction
+        self.official_layer_decay = official_layer_decay
         model = start_model(backbone)
         if not pretrained:
             model = start_model(describe_model(model))
@@ -79,7 +83,7 @@ class TextClassification(TextModule):
             model = model.encoder
         if not isinstance(model, TextModule) or not hasattr(model, "forward_tokens"):
             raise ZooError(f"{backbone} is no text model: this task fine-tunes encoders of text.")
-        self.encoder: Any = model
+        self.encoder: Any = model.train()
         if truncate_layers is not None:
             layers = model.backbone.encoder.layer
             if not 0 < truncate_layers <= len(layers):
@@ -107,7 +111,7 @@ class TextClassification(TextModule):
         return self.encoder.backbone
 
     def _build(self, num_outputs: int) -> None:
-        if not self.hparams.regression and num_outputs < 2:
+        if not self.regression and num_outputs < 2:
             raise ZooError(f"There must be at least two classes to tell apart, not {num_outputs}.")
         self.num_outputs = num_outputs
         width = self.encoder.backbone.config.hidden_size
@@ -115,7 +119,7 @@ class TextClassification(TextModule):
         if self._start_head is not None and self._start_head["dense.bias"].shape[0] == num_outputs:
             self.head.load_state_dict(self._start_head)
         self._start_head = None
-        if self.hparams.regression:
+        if self.regression:
             self.metrics = MetricCollection({"spearman": SpearmanCorrCoef(), "pearson": PearsonCorrCoef()})
         else:
             scores: dict[str, Any] = {
@@ -154,14 +158,14 @@ class TextClassification(TextModule):
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B,) cross-entropy or squared error."""
-        if self.hparams.regression:
+        if self.regression:
             return (logits[:, 0] - labels.float()) ** 2
         return F.cross_entropy(logits, labels, reduction="none")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(self.classify(batch), batch["label"])
         self.log("train/loss", losses.mean().detach(), batch_size=len(losses))
-        return losses.sum() if self.hparams.loss_reduction == "sum" else losses.mean()
+        return losses.sum() if self.loss_reduction == "sum" else losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -172,12 +176,12 @@ class TextClassification(TextModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B, num_classes) probabilities, or (B,) scores."""
         logits = self.classify(batch)
-        return logits[:, 0] if self.hparams.regression else logits.softmax(-1)
+        return logits[:, 0] if self.regression else logits.softmax(-1)
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits, labels = self.classify(batch), batch["label"]
         self.log(f"{stage}/loss", self.losses(logits, labels).mean(), sync_dist=True, batch_size=len(labels))
-        self.metrics.update(logits[:, 0] if self.hparams.regression else logits.argmax(-1), labels)
+        self.metrics.update(logits[:, 0] if self.regression else logits.argmax(-1), labels)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -202,7 +206,7 @@ class TextClassification(TextModule):
             weight_decay=h.weight_decay,
             layer_decay=h.layer_decay,
             num_layers=len(self.backbone.encoder.layer),
-            official_layer_decay=h.official_layer_decay,
+            official_layer_decay=self.official_layer_decay,
         )
         optimizer = BertAdam(groups, lr=h.lr, betas=tuple(h.betas), eps=h.eps)
         return {
@@ -220,4 +224,5 @@ class TextClassification(TextModule):
         # What it became, not where it started.
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {"backbone": describe_model(self.encoder), "pretrained": True, "num_classes": self.num_outputs}
-        checkpoint["hyper_parameters"] = hparams
+        known = inspect.signature(type(self).__init__).parameters
+        checkpoint["hyper_parameters"] = {key: value for key, value in hparams.items() if key in known}

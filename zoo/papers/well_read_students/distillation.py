@@ -66,7 +66,7 @@ class Distillation(TextClassification):
         taught: Any = None
         if teacher is not None:
             taught = start_model(teacher)
-            if not isinstance(taught, TextClassification) or taught.hparams.regression:
+            if not isinstance(taught, TextClassification) or taught.regression:
                 raise ZooError(f"{teacher} is no fine-tuned text classifier: a teacher gives class probabilities.")
             num_classes = taught.num_outputs
         super().__init__(
