@@ -30,6 +30,7 @@ def build(case) -> Electra:
     hidden = overrides["hidden_size"]
     tied = config["untied_generator"]
     model = Electra(
+        tokenizer=None,
         vocab_size=config["vocab_size"],
         hidden_size=hidden,
         num_layers=overrides["num_hidden_layers"],

@@ -20,7 +20,12 @@ from zoo.tasks import TextClassification
 GOOD = ["fine", "great", "lovely", "superb"]
 BAD = ["awful", "poor", "dull", "weak"]
 THINGS = ["film", "book", "song", "meal", "trip", "play"]
-ROWS = [(f"a {word} {thing}", label) for label, words in (("good", GOOD), ("bad", BAD)) for word in words for thing in THINGS]
+ROWS = [
+    (f"a {word} {thing}", label)
+    for label, words in (("good", GOOD), ("bad", BAD))
+    for word in words
+    for thing in THINGS
+]
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--data.num_workers", "0"]
 
 
@@ -54,14 +59,14 @@ def runs(place, tmp_path_factory):
     tokenizer = str(place / "tokenizer.json")
     main(["run", "well_read_students/quickstart", "--run-dir", str(out / "pre"), *SMALL, "--trainer.max_epochs", "2",
           "--trainer.callbacks", "null", "--data.root", str(place / "texts.txt"), "--data.tokenizer", tokenizer,
-          "--data.batch_size", "8", "--data.val_fraction", "0.3", "--model.hidden_size", "32", "--model.vocab_size", "300",
-          "--data.max_length", "16"])  # fmt: skip
+          "--data.batch_size", "8", "--data.val_fraction", "0.3", "--model.hidden_size", "32",
+          "--model.vocab_size", "300", "--data.max_length", "16"])  # fmt: skip
     main(["run", "well_read_students/finetune", "--run-dir", str(out / "teacher"), *SMALL, "--trainer.max_epochs", "12",
-          "--model.backbone", str(out / "pre"), "--data.root", str(place), "--data.batch_size", "8", "--model.lr", "3e-3",
-          "--model.dropout", "0"])  # fmt: skip
+          "--model.backbone", str(out / "pre"), "--data.root", str(place), "--data.batch_size", "8",
+          "--model.lr", "3e-3", "--model.dropout", "0"])  # fmt: skip
     main(["run", "well_read_students/distill", "--run-dir", str(out / "distilled"), *SMALL, "--trainer.max_epochs", "12",
-          "--model.backbone", str(out / "pre"), "--model.teacher", str(out / "teacher"), "--data.root", str(place),
-          "--data.transfer", str(place / "transfer.txt"), "--data.batch_size", "8", "--model.lr", "3e-3"])  # fmt: skip
+          "--model.backbone", str(out / "pre"), "--model.teacher", str(out / "teacher"),
+          "--data.root", str(place), "--data.transfer", str(place / "transfer.txt"), "--data.batch_size", "8", "--model.lr", "3e-3"])  # fmt: skip
     return out
 
 
@@ -163,11 +168,13 @@ def test_glue_files(task, place, tmp_path):
     line, pair, label, header = GLUE_LINES[task]
     folder = tmp_path / task
     folder.mkdir()
-    text = ("a header\n" if header else "") + f'{line}\n{line.replace("cat", chr(34) + "cat")}\n'
+    text = ("a header\n" if header else "") + f"{line}\n{line.replace('cat', chr(34) + 'cat')}\n"
     for stem in ("train", "dev_matched" if task == "mnli" else "dev"):
         (folder / f"{stem}.tsv").write_text(text, encoding="utf-8")
     tokenizer = str(place / "tokenizer.json")
-    data = TextClassificationDataModule(str(tmp_path), task, tokenizer=tokenizer, max_length=32, batch_size=1, num_workers=0)
+    data = TextClassificationDataModule(
+        str(tmp_path), task, tokenizer=tokenizer, max_length=32, batch_size=1, num_workers=0
+    )
     data.setup()
     item = data.val_data[0]
     assert float(item["label"]) == pytest.approx(label)

@@ -26,6 +26,7 @@ def test_network_and_losses(golden_dir):
     for name, case in cases(golden_dir("well_read_students"), "state_dict"):
         config, inputs, want = json.loads(case["config"]), case["inputs"], case["outputs"]
         model = CompactBert(
+            tokenizer=None,
             num_layers=config["layers"],
             hidden_size=config["hidden"],
             num_heads=config["heads"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,15 @@ def require(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ZooError(f"Text needs the package {package}: pip install 'pretraining-zoo[text]'.") from error
+
+
+@contextmanager
+def text_packages() -> Iterator[None]:
+    """Turns the failed import of a package of the `text` extra into a `ZooError` that names the extra."""
+    try:
+        yield
+    except ImportError as error:
+        raise ZooError(f"Text models need more packages: pip install 'pretraining-zoo[text]' ({error}).") from error
 
 
 @dataclass(frozen=True)

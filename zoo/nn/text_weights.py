@@ -15,6 +15,8 @@ def is_optimiser_slot(key: str) -> bool:
 
 def from_tensorflow_name(key: str) -> tuple[str, bool]:
     """`a/layer_0/b/kernel` to `a.layer.0.b.weight`, and whether its value is to be transposed."""
+    if "/" not in key:  # not one of TensorFlow's
+        return key, False
     dotted = _LAYER.sub(r"layer.\1", key).replace("/", ".")
     head, _, leaf = dotted.rpartition(".")
     if leaf in TABLES:
@@ -25,6 +27,8 @@ def from_tensorflow_name(key: str) -> tuple[str, bool]:
 def to_tensorflow_name(name: str) -> tuple[str, bool]:
     """The inverse: `a.layer.0.b.weight` to `a/layer_0/b/kernel`, and whether its value is to be transposed."""
     head, _, leaf = name.rpartition(".")
+    if not head:
+        return name, False
     transpose = False
     if leaf == "weight" and head.endswith(TABLES):
         name = head

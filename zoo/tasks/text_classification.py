@@ -18,7 +18,8 @@ from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
-from zoo.nn.text_module import TextModule
+from zoo.nn.text import pack_tokenizer
+from zoo.nn.text_module import FROM_DATA, TextModule
 from zoo.optim import clip_gradients
 from zoo.optim_text import BertAdam, Schedule, linear_schedule, text_groups
 from zoo.tasks.start import classes_in_data, describe_model, start_model
@@ -90,14 +91,17 @@ class TextClassification(TextModule):
                 raise ZooError(f"truncate_layers lies from 1 to the encoder's {len(layers)}, not at {truncate_layers}.")
             del layers[truncate_layers:]
         self._drop_pretraining_parts(model)
+        own = tokenizer or (None if model.hparams.get("tokenizer") == FROM_DATA else model.hparams.get("tokenizer"))
         self.hparams.update(
-            tokenizer=tokenizer or model.hparams.get("tokenizer"),
-            vocab_size=model.hparams.vocab_size,
-            max_positions=model.hparams.max_positions,
+            tokenizer=own, vocab_size=model.hparams.vocab_size, max_positions=model.hparams.max_positions
         )
-        self._tokenizer = None if tokenizer else model._tokenizer
         if num_classes is not None or regression:
             self._build(1 if regression else int(num_classes))  # type: ignore[arg-type]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The task's own tokenizer, else the encoder's."""
+        return super().tokenizer or self.encoder.tokenizer
 
     @staticmethod
     def _drop_pretraining_parts(model: ZooModule) -> None:
@@ -224,5 +228,7 @@ class TextClassification(TextModule):
         # What it became, not where it started.
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {"backbone": describe_model(self.encoder), "pretrained": True, "num_classes": self.num_outputs}
+        if self.encoder.tokenizer is None and self._tokenizer is not None:  # it came with the data
+            hparams["tokenizer"] = pack_tokenizer(self._tokenizer)
         known = inspect.signature(type(self).__init__).parameters
         checkpoint["hyper_parameters"] = {key: value for key, value in hparams.items() if key in known}

@@ -17,7 +17,7 @@ from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
 from zoo.nn.text import additive_mask, mean_over_tokens
 from zoo.nn.text_mlm import Masked, MaskedLMHead, gather_places, init_truncated, masked_lm_loss
-from zoo.nn.text_module import TextModule
+from zoo.nn.text_module import FROM_DATA, TextModule
 from zoo.optim import clip_gradients
 from zoo.optim_text import BertAdam, linear_schedule, text_groups
 from zoo.papers.electra import losses, weights
@@ -67,7 +67,7 @@ class Electra(TextModule):
     Args:
         vocab_size, hidden_size, num_layers, num_heads, intermediate_size, embedding_size, max_positions: the
             discriminator (or the one network of objective "mlm").
-        tokenizer: path or hub id of the tokenizer; None takes the data's, and a checkpoint carries it along.
+        tokenizer: path or hub id; "data" takes the data's, and the weights carry it along; None for none.
         objective: "rtd" (ELECTRA), or "mlm" (masked language model of full size, the BERT ablation).
         generator: "mlm" (learned), "uniform" (replaces by uniformly drawn tokens), or "none" (weights of a
             discriminator alone: features, no pre-training).
@@ -97,7 +97,7 @@ class Electra(TextModule):
         intermediate_size: int = 1024,
         embedding_size: int = 128,
         max_positions: int = 512,
-        tokenizer: str | None = None,
+        tokenizer: str | None = FROM_DATA,
         objective: Literal["rtd", "mlm"] = "rtd",
         generator: Literal["mlm", "uniform", "none"] = "mlm",
         generator_size: float = 0.25,
@@ -140,6 +140,7 @@ class Electra(TextModule):
             self.generator_predictions = MaskedLMHead(width, table, vocab_size)
         # The official code names no start value for these two, so TensorFlow's own.
         init_truncated(self, glorot=("embeddings_project", "dense_prediction"))
+        self.add_tokenizer_buffer()
         self.auc = BinaryAUROC()
 
     def _check_arguments(self) -> None:

@@ -35,7 +35,7 @@ def from_tensorflow(state_dict: StateDict) -> StateDict:
         name = name.replace("generator_predictions.output_bias", "generator_predictions.bias")
         if name.startswith("electra."):
             name = "backbone." + name.removeprefix("electra.")
-        ours[name] = value.t() if transpose else value
+        ours[name] = value.t() if transpose and value.ndim == 2 else value
     return ours
 
 

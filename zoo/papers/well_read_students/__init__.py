@@ -1,9 +1,9 @@
 """Well-Read Students: compact BERTs, pre-trained and then distilled."""
 
-from zoo.nn.text import require
+from zoo.nn.text import text_packages
 
-require("transformers")
-from zoo.papers.well_read_students.distillation import Distillation  # noqa: E402
-from zoo.papers.well_read_students.module import CompactBert  # noqa: E402
+with text_packages():
+    from zoo.papers.well_read_students.distillation import Distillation
+    from zoo.papers.well_read_students.module import CompactBert
 
 __all__ = ["CompactBert", "Distillation"]

@@ -24,7 +24,7 @@ from zoo.nn.text_mlm import (
     mask_for_mlm,
     masked_lm_loss,
 )
-from zoo.nn.text_module import TextModule
+from zoo.nn.text_module import FROM_DATA, TextModule
 from zoo.optim import clip_gradients
 from zoo.optim_text import BertAdam, linear_schedule, text_groups
 from zoo.papers.well_read_students import weights
@@ -52,7 +52,7 @@ class CompactBert(TextModule):
 
     Args:
         num_layers, hidden_size, num_heads, vocab_size, max_positions: the encoder; num_heads None is hidden_size / 64.
-        tokenizer: path or hub id; None takes the data's, and a checkpoint carries it along.
+        tokenizer: path or hub id; "data" takes the data's, and the weights carry it along; None for none.
         heads: "mlm_nsp" (official), "mlm" (packed text without pairs), or "none" (the encoder alone, no pre-training).
         act: "gelu_tanh" as the TensorFlow code has it, or "gelu" (exact) as transformers has it for the same weights.
         mask_prob, max_predictions: share of the tokens that are predicted, and at most how many of a sequence.
@@ -73,7 +73,7 @@ class CompactBert(TextModule):
         num_heads: int | None = None,
         vocab_size: int = 30522,
         max_positions: int = 512,
-        tokenizer: str | None = None,
+        tokenizer: str | None = FROM_DATA,
         heads: Literal["mlm_nsp", "mlm", "none"] = "mlm_nsp",
         act: Literal["gelu", "gelu_tanh"] = "gelu",
         mask_prob: float = 0.15,
@@ -120,6 +120,7 @@ class CompactBert(TextModule):
             # Nothing trains the pooler without next-sentence prediction; fine-tuning does.
             self.backbone.pooler.requires_grad_(heads == "none")
         init_truncated(self)
+        self.add_tokenizer_buffer()
 
     # ------------------------------------------------------------------ the representation
 

@@ -35,7 +35,7 @@ def from_tensorflow(state_dict: StateDict) -> StateDict:
             continue
         name, transpose = _HEADS.get(key) or from_tensorflow_name(key)
         name = "backbone." + name.removeprefix("bert.") if name.startswith("bert.") else name
-        ours[name] = value.t() if transpose else value
+        ours[name] = value.t() if transpose and value.ndim == 2 else value
     return ours
 
 
@@ -76,6 +76,8 @@ def to_transformers(state_dict: StateDict) -> StateDict:
     """Ours to the keys of `BertForPreTraining`, the tied decoder included."""
     theirs: StateDict = {}
     for key, value in state_dict.items():
+        if key == "tokenizer_data":
+            continue
         if key == "mlm_head.bias":
             theirs["cls.predictions.bias"] = theirs["cls.predictions.decoder.bias"] = value
         elif key.startswith("mlm_head."):
