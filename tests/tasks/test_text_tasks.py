@@ -64,9 +64,10 @@ def runs(place, tmp_path_factory):
     main(["run", "well_read_students/finetune", "--run-dir", str(out / "teacher"), *SMALL, "--trainer.max_epochs", "12",
           "--model.backbone", str(out / "pre"), "--data.root", str(place), "--data.batch_size", "8",
           "--model.lr", "3e-3", "--model.dropout", "0"])  # fmt: skip
-    main(["run", "well_read_students/distill", "--run-dir", str(out / "distilled"), *SMALL, "--trainer.max_epochs", "12",
-          "--model.backbone", str(out / "pre"), "--model.teacher", str(out / "teacher"),
-          "--data.root", str(place), "--data.transfer", str(place / "transfer.txt"), "--data.batch_size", "8", "--model.lr", "3e-3"])  # fmt: skip
+    main(["run", "well_read_students/distill", "--run-dir", str(out / "distilled"), *SMALL,
+          "--trainer.max_epochs", "12", "--model.backbone", str(out / "pre"), "--model.teacher", str(out / "teacher"),
+          "--data.root", str(place), "--data.transfer", str(place / "transfer.txt"),
+          "--data.batch_size", "8", "--model.lr", "3e-3"])  # fmt: skip
     return out
 
 
