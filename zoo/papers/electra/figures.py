@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _LINE = 122  # characters
-_ROWS = 5  # lines of a sequence
+_ROWS = 4  # lines of a sequence
 
 
 def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max_texts: int = 3) -> Figure:
@@ -30,7 +30,7 @@ def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max
     probability = out.disc_logits.detach().float().sigmoid().cpu()
     original, shown, labels = (x.cpu() for x in (batch["input_ids"], out.disc_input_ids, out.disc_labels))
     count = min(max_texts, len(shown))
-    figure, axes = plt.subplots(count, 1, figsize=(12, 1.9 * count + 0.5), squeeze=False)
+    figure, axes = plt.subplots(count, 1, figsize=(12, 1.6 * count + 0.5), squeeze=False)
     colours = plt.get_cmap("YlOrRd")
     for row, axis in enumerate(axes[:, 0]):
         tokens, before = tokens_of(tokenizer, shown[row].tolist()), tokens_of(tokenizer, original[row].tolist())

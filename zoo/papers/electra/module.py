@@ -80,6 +80,7 @@ class Electra(TextModule):
         temperature: of the generator's samples.
         disallow_correct: never sample the original token.
         dropout: of hidden states and attention, both networks.
+        init_std: of the start values; the official 0.02 suits widths of some hundreds, narrow networks want more.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; rate (1 - t/T) * min(1, t/warm-up).
             warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm over both networks.
@@ -110,6 +111,7 @@ class Electra(TextModule):
         temperature: float = 1.0,
         disallow_correct: bool = False,
         dropout: float = 0.1,
+        init_std: float = 0.02,
         lr: float = 5e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -139,7 +141,7 @@ class Electra(TextModule):
                 width, table = small.hidden_size, small.embedding_size
             self.generator_predictions = MaskedLMHead(width, table, vocab_size)
         # The official code names no start value for these two, so TensorFlow's own.
-        init_truncated(self, glorot=("embeddings_project", "dense_prediction"))
+        init_truncated(self, init_std, glorot=("embeddings_project", "dense_prediction"))
         self.add_tokenizer_buffer()
         self.auc = BinaryAUROC()
 

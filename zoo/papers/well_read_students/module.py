@@ -58,6 +58,7 @@ class CompactBert(TextModule):
         mask_prob, max_predictions: share of the tokens that are predicted, and at most how many of a sequence.
         mask_unit: "token" (word pieces, the paper's models), "word" or "span".
         dropout: of hidden states and attention.
+        init_std: of the start values; the official 0.02 suits widths of some hundreds, narrow networks want more.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; the rate rises over the warm-up,
             then is lr * (1 - t / T). warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm.
@@ -80,6 +81,7 @@ class CompactBert(TextModule):
         max_predictions: int | None = None,
         mask_unit: Unit = "token",
         dropout: float = 0.1,
+        init_std: float = 0.02,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -119,7 +121,7 @@ class CompactBert(TextModule):
         else:
             # Nothing trains the pooler without next-sentence prediction; fine-tuning does.
             self.backbone.pooler.requires_grad_(heads == "none")
-        init_truncated(self)
+        init_truncated(self, init_std)
         self.add_tokenizer_buffer()
 
     # ------------------------------------------------------------------ the representation
