@@ -107,6 +107,7 @@ def test_tokenizer_round_trip_and_bert_vocabulary(tmp_path, tokenizer):
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     read = load_tokenizer(tmp_path / "vocab.txt")
     assert read.encode("The réd CAT sat.").ids == tokenizer.encode("The réd CAT sat.").ids
+    assert special.mask not in read.encode("the [MASK] cat").ids  # what users write is text
     assert read.encode("a", "b").type_ids == [0, 0, 0, 1, 1]
     bpe = train_tokenizer(DOCS, 400, "bpe")
     assert bpe.decode(bpe.encode("The red cat").ids) == "The red cat"

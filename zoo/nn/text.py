@@ -78,9 +78,17 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         source: a `tokenizer.json`, a BERT `vocab.txt` (uncased), a folder that holds one of them, a hub id
             (`google/electra-small-discriminator`), or what `pack_tokenizer` gave.
 
+    Text that spells a special token, such as "[MASK]", is taken for text, as in BERT's own code.
+
     Raises:
         ZooError: no such file or hub id, no network, or a file that is no tokenizer.
     """
+    tokenizer = _find_tokenizer(source)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _find_tokenizer(source: str | Path) -> Tokenizer:
     tokenizers = require("tokenizers")
     text = str(source)
     if text.startswith(_PACKED):
