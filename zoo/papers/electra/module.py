@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
+from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining, ElectraModel
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
@@ -122,8 +123,6 @@ class Electra(TextModule):
         super().__init__()
         self.save_hyperparameters()
         self._check_arguments()
-        from transformers import ElectraModel
-
         config = electra_config(
             vocab_size, hidden_size, num_layers, num_heads, intermediate_size, embedding_size, max_positions, dropout
         )
@@ -188,8 +187,6 @@ class Electra(TextModule):
 
     def to_transformers(self, network: Literal["discriminator", "generator"] = "discriminator") -> Any:
         """transformers' `ElectraForPreTraining` or `ElectraForMaskedLM` with these weights, for save_pretrained."""
-        from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTraining
-
         wants_generator = network == "generator"
         if (self.generator_predictions if wants_generator else self.discriminator_predictions) is None:
             raise ZooError(f"This model has no {network}.")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import BertConfig, BertForPreTraining, BertModel
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
@@ -96,8 +97,6 @@ class CompactBert(TextModule):
             raise ZooError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}.")
         if not 0 < mask_prob < 1:
             raise ZooError(f"mask_prob is a share between 0 and 1, not {mask_prob}.")
-        from transformers import BertConfig, BertModel
-
         config = BertConfig(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -159,8 +158,6 @@ class CompactBert(TextModule):
 
     def to_transformers(self) -> Any:
         """transformers' `BertForPreTraining` with these weights, ready for save_pretrained."""
-        from transformers import BertConfig, BertForPreTraining
-
         if self.hparams.heads != "mlm_nsp":
             raise ZooError("BertForPreTraining has both heads, this model has not: take `backbone` instead.")
         model = BertForPreTraining(BertConfig.from_dict({**self.backbone.config.to_dict(), "pad_token_id": 0}))
