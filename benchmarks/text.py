@@ -5,9 +5,10 @@
 
 `step` times ELECTRA-Small: ours, and the straightforward way to write it with transformers - vocabulary logits of all
 places, Gumbel noise for each word, eager attention - in turns within one process, from the same weights.
-`data` times
-tokenising and building the official pairs, beside a word-by-word WordPiece in Python (leaner than the official scripts',
-which also look at every character) with the same builder; set TOKENIZERS_PARALLELISM=false to compare single cores.
+
+`data` times tokenising and building the official pairs, beside a word-by-word WordPiece in Python with the same builder
+(leaner than the official scripts', which also look at every character). TOKENIZERS_PARALLELISM=false compares
+single cores.
 """
 
 from __future__ import annotations
