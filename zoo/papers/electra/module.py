@@ -81,7 +81,7 @@ class Electra(TextModule):
         temperature: of the generator's samples.
         disallow_correct: never sample the original token.
         dropout: of hidden states and attention, both networks.
-        init_std: of the start values; the official 0.02 suits widths of some hundreds, narrow networks want more.
+        init_std: of the start values.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; rate (1 - t/T) * min(1, t/warm-up).
             warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm over both networks.

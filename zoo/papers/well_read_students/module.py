@@ -59,7 +59,7 @@ class CompactBert(TextModule):
         mask_prob, max_predictions: share of the tokens that are predicted, and at most how many of a sequence.
         mask_unit: "token" (word pieces, the paper's models), "word" or "span".
         dropout: of hidden states and attention.
-        init_std: of the start values; the official 0.02 suits widths of some hundreds, narrow networks want more.
+        init_std: of the start values.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; the rate rises over the warm-up,
             then is lr * (1 - t / T). warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm.
