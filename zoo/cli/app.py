@@ -15,6 +15,7 @@ from zoo import catalog, hub, loading
 from zoo.cli import driving, folds, volumes
 from zoo.cli.fractals import fractals
 from zoo.cli.tables import print_facts, print_table
+from zoo.cli.tokenizer import tokenizer
 from zoo.errors import ZooError, did_you_mean
 
 
@@ -277,6 +278,7 @@ app.command("reconstruct", epilog=_examples("zoo reconstruct bm-mae-vitb BraTS20
 )
 app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold2 -o curves.png"))(folds.folds)
 app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
+app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
 
 def _model_or_recipe(name: str) -> catalog.Manifest | catalog.Recipe:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from zoo.errors import ZooError
@@ -51,9 +52,9 @@ def embed_files(
     skipped: list[str] = []
     features: list[np.ndarray] = []
 
-    def read(file: Path) -> Tensor | str:
+    def read(file: Path) -> Any:
         try:
-            return model.preprocess(str(file))
+            return model.preprocess(file)
         except NotImplementedError as error:
             raise ZooError(f"{type(model).__name__} cannot read files: {error}.") from error
         except Exception as error:  # whatever the reader of this kind of file raises
@@ -63,7 +64,7 @@ def embed_files(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _progress(len(files)) as advance:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            good: list[Tensor | Mapping[str, Tensor]] = []
+            good: list[Any] = []
             for file, item in zip(batch, pool.map(read, batch), strict=True):
                 if isinstance(item, str):
                     if not skip_bad:
@@ -82,12 +83,26 @@ def embed_files(
     return done, np.concatenate(features), skipped
 
 
-def _features(model: ZooModule, items: list[Tensor | Mapping[str, Tensor]], device: torch.device) -> Tensor:
-    """Items that are mappings may differ in their keys (sequences of a subject), so they go through one by one."""
-    parts = [item for item in items if not isinstance(item, Mapping)]
-    if len(parts) == len(items):
-        return model(torch.cat(parts).to(device))
-    return torch.cat([model({key: part.to(device) for key, part in dict(item).items()}) for item in items])
+def _features(model: ZooModule, items: list[Any], device: torch.device) -> Tensor:
+    """(files, D). Mappings other than text may differ in their keys (sequences of a subject): those go one by one."""
+    apart = isinstance(items[0], Mapping) and "input_ids" not in items[0]
+    batches = [dict(item) for item in items] if apart else [_join(items)]
+    return torch.cat([model(move_data_to_device(batch, device)) for batch in batches])
+
+
+def _join(items: list[Any]) -> Any:
+    """One batch of several: tensors along the first dimension, dicts of them key by key.
+
+    Sequences of different lengths (B, L) are filled with zeros, which `attention_mask` marks as padding.
+    """
+    if not isinstance(items[0], dict):
+        return torch.cat(items)
+    length = max(item["input_ids"].shape[1] for item in items) if "input_ids" in items[0] else 0
+
+    def fill(value: Tensor) -> Tensor:
+        return torch.nn.functional.pad(value, (0, length - value.shape[1])) if length and value.ndim == 2 else value
+
+    return {key: torch.cat([fill(item[key]) for item in items]) for key in items[0]}
 
 
 def write_features(path: Path, files: list[Path], features: np.ndarray) -> None:

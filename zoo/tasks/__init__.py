@@ -4,6 +4,7 @@ from zoo.tasks.image_classification import ImageClassification
 from zoo.tasks.knn import KNN
 from zoo.tasks.linear_probe import LinearProbe
 from zoo.tasks.resnet_classification import ResNetClassification
+from zoo.tasks.text_classification import TextClassification
 from zoo.tasks.volume_classification import VolumeClassification, VolumeSurvival
 from zoo.tasks.volume_segmentation import VolumeSegmentation
 
@@ -12,6 +13,7 @@ __all__ = [
     "ImageClassification",
     "LinearProbe",
     "ResNetClassification",
+    "TextClassification",
     "VolumeClassification",
     "VolumeSegmentation",
     "VolumeSurvival",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from zoo.errors import ZooError
@@ -30,10 +31,13 @@ def every_sample(data: Any) -> Iterator[None]:
 def extract_features(
     features: Callable[[Tensor], Tensor], loader: Iterable[Sequence[Tensor]], device: torch.device | str = "cpu"
 ) -> Features:
-    """Runs `features` over a loader of `(input, label)` batches: (n, D) float32 and (n,) labels."""
+    """Runs `features` over a loader of `(input, label)` batches: (n, D) float32 and (n,) labels.
+
+    An input is a tensor or a dict of them.
+    """
     values, labels = [], []
     for batch, label in loader:
-        values.append(features(batch.to(device)).float().cpu())
+        values.append(features(move_data_to_device(batch, torch.device(device))).float().cpu())
         labels.append(torch.as_tensor(label))
     if not values:
         raise ZooError("There is nothing to extract features from: the loader is empty.")

@@ -1,0 +1,297 @@
+"""Labelled sentences and pairs: GLUE's nine tasks, your own TSV, CSV or JSONL, and docstrings by package."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.text import PYTHON_DOCS, OnBad
+from datamodules.text_base import TextDataModule
+from datamodules.text_pretraining import labelled_docstrings
+from zoo.errors import ZooError, did_you_mean
+from zoo.nn.text import encode_texts, load_tokenizer, require
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """Columns of a GLUE task's TSV (negative ones from the right) and what its labels are.
+
+    Attributes:
+        text, pair, label: columns of the training and development file.
+        labels: class names; empty for regression.
+        header: whether the files begin with a header.
+        dev: stem of the development file.
+        hub: names of the two text fields in the hub's copy of GLUE.
+        unordered: the order of the pair means nothing: ELECTRA's code trains on both.
+    """
+
+    text: int
+    pair: int | None
+    label: int
+    labels: tuple[str, ...]
+    hub: tuple[str, ...]
+    header: bool = True
+    dev: str = "dev"
+    unordered: bool = False
+
+
+_ENTAIL = ("entailment", "not_entailment")
+GLUE = {
+    "cola": GlueTask(3, None, 1, ("0", "1"), ("sentence",), header=False),
+    "sst": GlueTask(0, None, 1, ("0", "1"), ("sentence",)),
+    "mrpc": GlueTask(3, 4, 0, ("0", "1"), ("sentence1", "sentence2"), unordered=True),
+    "qqp": GlueTask(3, 4, 5, ("0", "1"), ("question1", "question2")),
+    "sts": GlueTask(-3, -2, -1, (), ("sentence1", "sentence2"), unordered=True),
+    "mnli": GlueTask(
+        8, 9, -1, ("contradiction", "entailment", "neutral"), ("premise", "hypothesis"), dev="dev_matched"
+    ),
+    "qnli": GlueTask(1, 2, 3, _ENTAIL, ("question", "sentence")),
+    "rte": GlueTask(1, 2, 3, _ENTAIL, ("sentence1", "sentence2")),
+    "wnli": GlueTask(1, 2, 3, ("0", "1"), ("sentence1", "sentence2")),
+}
+"""GLUE's nine tasks, by the folder names of the official code."""
+
+_HUB_NAMES = {"sst": "sst2", "sts": "stsb"}
+Example = tuple[str, str | None, str]
+
+
+class LabelledTexts(Dataset):
+    """Item i: `input_ids`, `attention_mask`, `token_type_ids` (max_length,) and `label`."""
+
+    def __init__(self, examples: list[Example], labels: Tensor, tokenizer: Any, max_length: int) -> None:
+        texts = [(a, b) if b is not None else a for a, b, _ in examples]
+        self.batch = encode_texts(tokenizer, texts, max_length)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[index] for name, value in self.batch.items()} | {"label": self.labels[index]}
+
+
+class TextClassificationDataModule(TextDataModule):
+    """Labelled texts as dicts `input_ids`, `attention_mask`, `token_type_ids` (B, L) and `label` (B,).
+
+    Args:
+        root: the folder with the files of `task`; "python-docs" for docstrings by package; "hub" for GLUE from the hub.
+        task: one of GLUE's nine (cola sst mrpc qqp sts mnli qnli rte wnli: `train.tsv` and `dev.tsv`), or "own":
+            `train` and `dev` as .tsv, .csv (with a header) or .jsonl, with the columns below.
+        text_column, pair_column, label_column: of your own files; no pair without `pair_column`.
+        regression: your own labels are numbers.
+        tokenizer: path or hub id; None takes the model's own.
+        max_length: longer texts are cut.
+        double_unordered: train on both orders of a pair where the order means nothing (MRPC, STS-B), as ELECTRA does.
+        limit: use at most so many training examples, the first of a fixed shuffle.
+        on_bad_text: "error" names a malformed row (QQP has some) and stops; "skip" passes over it and counts.
+        batch_size, num_workers, pin_memory: see `ZooDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        task: Literal["own", "cola", "sst", "mrpc", "qqp", "sts", "mnli", "qnli", "rte", "wnli"] = "own",
+        text_column: str = "text",
+        pair_column: str | None = None,
+        label_column: str = "label",
+        regression: bool = False,
+        tokenizer: str | None = None,
+        max_length: int = 128,
+        double_unordered: bool = True,
+        limit: int | None = None,
+        on_bad_text: OnBad = "error",
+        batch_size: int = 32,
+        num_workers: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, pin_memory)
+        self.save_hyperparameters(logger=False)
+        if task != "own" and task not in GLUE:
+            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, GLUE)}")
+        if root not in (PYTHON_DOCS, "hub") and not Path(root).expanduser().is_dir():
+            raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
+        self.max_length = max_length
+        self.tokenizer: Any = load_tokenizer(tokenizer) if tokenizer else None
+        self.skipped = 0
+        self.classes: list[str] = []
+        self.train_data: Dataset | None = None
+        self.val_data: Dataset | None = None
+
+    @property
+    def regression(self) -> bool:
+        return self.hparams.task == "sts" or bool(self.hparams.get("regression"))
+
+    @property
+    def num_skipped(self) -> int:
+        return self.skipped
+
+    @property
+    def num_classes(self) -> int:
+        self.setup()
+        return 1 if self.regression else len(self.classes)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_data is not None:
+            return
+        if self.tokenizer is None:
+            model = getattr(self.trainer, "lightning_module", None)
+            self.tokenizer = getattr(model, "tokenizer", None)
+            if self.tokenizer is None:
+                raise ZooError("There is no tokenizer: give data.tokenizer the path or hub id of one.")
+        train, dev = self._examples("train"), self._examples("dev")
+        task = GLUE.get(self.hparams.task)
+        if self.regression:
+            self.classes = []
+        elif task is not None:
+            self.classes = list(task.labels)
+        elif not self.classes:
+            self.classes = sorted({label for _, _, label in train})
+        if task is not None and task.unordered and self.hparams.double_unordered:
+            train = train + [(b or "", a, label) for a, b, label in train]
+        if self.hparams.limit is not None:
+            order = np.random.default_rng(0).permutation(len(train))[: self.hparams.limit]
+            train = [train[i] for i in order]
+        self.train_data = LabelledTexts(train, self._labels(train, "train"), self.tokenizer, self.max_length)
+        self.val_data = LabelledTexts(dev, self._labels(dev, "dev"), self.tokenizer, self.max_length)
+
+    def _labels(self, examples: list[Example], part: str) -> Tensor:
+        if self.regression:
+            try:
+                values = torch.tensor([float(label) for _, _, label in examples])
+            except ValueError as error:
+                raise ZooError(f"A label of the {part} data is no number: {error}.") from error
+            return values / 5 if self.hparams.task == "sts" else values  # GLUE's scores go from 0 to 5
+        index = {name: number for number, name in enumerate(self.classes)}
+        for _, _, label in examples:
+            if label not in index:
+                known = ", ".join(self.classes[:8])
+                raise ZooError(f"The {part} data has the label {label!r}, which is none of: {known}.")
+        return torch.tensor([index[label] for _, _, label in examples])
+
+    def _examples(self, part: Literal["train", "dev"]) -> list[Example]:
+        h = self.hparams
+        if h.root == PYTHON_DOCS:
+            rows = labelled_docstrings(10, 50)
+            self.classes = [str(i) for i in range(max(label for _, label, _ in rows) + 1)]
+            return [(text, None, str(label)) for text, label, held in rows if held == (part == "dev")]
+        task = GLUE.get(h.task)
+        if h.root == "hub":
+            if task is None:
+                raise ZooError("data.root hub reads GLUE: give data.task one of its names.")
+            found = self._hub(task, part)
+        elif task is not None:
+            found = self._tsv(Path(h.root).expanduser(), task, part)
+        else:
+            found = self._own(Path(h.root).expanduser(), part)
+        if not found:
+            raise ZooError(f"There are no {part} examples in {h.root}.")
+        return found
+
+    def _bad(self, message: str) -> None:
+        if self.hparams.on_bad_text == "error":
+            raise ZooError(f"{message}. Repair it, or pass over such rows with --data.on_bad_text skip.")
+        self.skipped += 1
+
+    def _tsv(self, root: Path, task: GlueTask, part: str) -> list[Example]:
+        folder = root / self.hparams.task if (root / self.hparams.task).is_dir() else root
+        path = folder / f"{task.dev if part == 'dev' else 'train'}.tsv"
+        examples: list[Example] = []
+        for number, row in _rows(path):
+            if number == 1 and task.header:
+                continue
+            try:
+                label, text = row[task.label], row[task.text]
+                pair = row[task.pair] if task.pair is not None else None
+                if not text.strip() or (pair is not None and not pair.strip()):
+                    raise IndexError
+                if task.labels and label not in task.labels:
+                    self._bad(f"{path}, line {number}: the label {label[:30]!r} is none of {', '.join(task.labels)}")
+                    continue
+            except IndexError:
+                self._bad(f"{path}, line {number}: a column is missing or empty")
+                continue
+            examples.append((text, pair, label))
+        return examples
+
+    def _own(self, root: Path, part: str) -> list[Example]:
+        h = self.hparams
+        names = ("dev", "val", "validation", "test") if part == "dev" else ("train",)
+        paths = [root / f"{name}{suffix}" for name in names for suffix in (".tsv", ".csv", ".jsonl")]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise ZooError(f"{root} has no {names[0]}.tsv, .csv or .jsonl.")
+        examples: list[Example] = []
+        for where, row in _records(path):
+            missing = [c for c in (h.text_column, h.label_column, h.pair_column) if c is not None and c not in row]
+            if missing:
+                raise ZooError(f"{where} has no column {missing[0]!r} (it has {', '.join(map(str, row))}).")
+            text, pair = row[h.text_column], row[h.pair_column] if h.pair_column else None
+            if not isinstance(text, str) or not text.strip() or row[h.label_column] in (None, ""):
+                self._bad(f"{where}: text or label is empty")
+                continue
+            examples.append((text, pair, str(row[h.label_column])))
+        return examples
+
+    def _hub(self, task: GlueTask, part: str) -> list[Example]:
+        datasets = require("datasets")
+        name = _HUB_NAMES.get(self.hparams.task, self.hparams.task)
+        split = "train" if part == "train" else ("validation_matched" if name == "mnli" else "validation")
+        try:
+            table = datasets.load_dataset("nyu-mll/glue", name, split=split)
+        except Exception as error:
+            raise ZooError(
+                f"Cannot get GLUE's {name} from the hub ({type(error).__name__}): give data.root a folder with its TSV."
+            ) from error
+        # The hub numbers the classes in an order of its own: go by their names.
+        feature = table.features["label"]
+        examples = []
+        for row in table:
+            label = row["label"]
+            if task.labels:
+                text_label = feature.int2str(label)
+                label = text_label if text_label in task.labels else str(label)
+            fields = [row[name] for name in task.hub]
+            examples.append((fields[0], fields[1] if len(fields) > 1 else None, str(label)))
+        return examples
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(self.train_data, train=True)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader(self.val_data, train=False)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Lines of a TSV without quoting, as GLUE's are."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError as error:
+        raise ZooError(f"There is no file {path}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ZooError(f"Cannot read {path}: {error}.") from error
+    return [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".jsonl":
+                return [(f"{path}, line {n}", json.loads(line)) for n, line in enumerate(file, 1) if line.strip()]
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            return [(f"{path}, row {n}", row) for n, row in enumerate(reader, 1)]
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise ZooError(f"Cannot read {path}: {' '.join(str(error).split())[:150]}.") from error

@@ -1,0 +1,108 @@
+"""Data for Well-Read Students: text for pre-training, and unlabelled transfer sets for distillation."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.text import PYTHON_DOCS, python_documents
+from datamodules.text_classification import TextClassificationDataModule
+from datamodules.text_pretraining import TextPretrainDataModule
+from zoo.errors import ZooError
+from zoo.nn.text import encode_texts, read_utf8
+
+
+class StudentPretrainDataModule(TextPretrainDataModule):
+    """`TextPretrainDataModule` under the room's name; `examples: bert` gives pairs for next-sentence prediction."""
+
+
+class UnlabelledTexts(Dataset):
+    """Item i: `input_ids`, `attention_mask`, `token_type_ids` (max_length,) and `index`, its number. No labels."""
+
+    def __init__(self, texts: list[Any], tokenizer: Any, max_length: int) -> None:
+        self.batch = encode_texts(tokenizer, texts, max_length)
+
+    def __len__(self) -> int:
+        return len(self.batch["input_ids"])
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: value[index] for name, value in self.batch.items()} | {"index": torch.tensor(index)}
+
+
+class TransferDataModule(TextClassificationDataModule):
+    """Unlabelled texts for training, labelled ones for validation.
+
+    Args:
+        transfer: the transfer set: a text file, one `text` or `text<TAB>text` a line; a `.csv` with a header, of which
+            `text_column` and `pair_column` are read and nothing else; or "python-docs": the training docstrings and the
+            other packages' ones, without labels.
+        others: the labelled data for validation, as in `TextClassificationDataModule`.
+    """
+
+    def __init__(
+        self,
+        transfer: str,
+        root: str,
+        task: Any = "own",
+        text_column: str = "text",
+        pair_column: str | None = None,
+        label_column: str = "label",
+        tokenizer: str | None = None,
+        max_length: int = 128,
+        limit: int | None = None,
+        on_bad_text: Any = "error",
+        batch_size: int = 32,
+        num_workers: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(
+            root, task, text_column, pair_column, label_column, tokenizer=tokenizer, max_length=max_length,
+            on_bad_text=on_bad_text, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
+        )  # fmt: skip
+        self.save_hyperparameters(logger=False)
+        if transfer != PYTHON_DOCS and not Path(transfer).expanduser().is_file():
+            raise ZooError(f"There is no transfer file {transfer!r}: give one with --data.transfer.")
+        self.transfer, self.transfer_limit = transfer, limit
+        self.transfer_data: UnlabelledTexts | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.transfer_data is not None:
+            return
+        self.hparams.limit = None  # it limits the transfer set, not the labels
+        super().setup(stage)
+        texts = self._texts()[: self.transfer_limit]
+        if not texts:
+            raise ZooError(f"There is no text in {self.transfer}.")
+        self.transfer_data = UnlabelledTexts(texts, self.tokenizer, self.max_length)
+
+    def _texts(self) -> list[Any]:
+        if self.transfer == PYTHON_DOCS:
+            held = {text for text, _, label in self._examples("dev") if label}
+            return [text for package, text in python_documents() if package != "topics" and text not in held]
+        path = Path(self.transfer).expanduser()
+        h = self.hparams
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(read_utf8(path).splitlines(keepends=True)))
+            if rows and h.text_column not in rows[0]:
+                raise ZooError(f"{path} has no column {h.text_column!r} (it has {', '.join(rows[0])}).")
+            found = [(row[h.text_column], row[h.pair_column]) if h.pair_column else row[h.text_column] for row in rows]
+        else:
+            found = [tuple(line.split("\t", 1)) if "\t" in line else line for line in read_utf8(path).splitlines()]
+        return [text for text in found if (text if isinstance(text, str) else text[0]).strip()]
+
+    def transfer_batches(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """The transfer set in order, for the teacher."""
+        self.setup()
+        assert self.transfer_data is not None
+        batch = self.transfer_data.batch
+        for start in range(0, len(self.transfer_data), size):
+            yield {name: value[start : start + size] for name, value in batch.items()}
+
+    def train_dataloader(self) -> DataLoader:
+        return self.loader(self.transfer_data, train=True)  # type: ignore[arg-type]

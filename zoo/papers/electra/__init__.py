@@ -1,0 +1,8 @@
+"""ELECTRA: pre-training text encoders as discriminators of replaced tokens."""
+
+from zoo.nn.text import text_packages
+
+with text_packages():
+    from zoo.papers.electra.module import Electra
+
+__all__ = ["Electra"]
