@@ -27,7 +27,7 @@ class TransferReport(Callback):
 
     The data module gives the images with `labelled_dataloaders() -> (train, held out)`. "Untrained" is a fresh network
     of the same kind for every seed. Prints a table of means and spreads over the seeds and writes
-    `<run folder>/results_transfer.json`.
+    `<run folder>/results_transfer.json` (every single accuracy) and `results.json` (the means).
 
     Args:
         per_class: numbers of labels a class.
@@ -78,7 +78,22 @@ class TransferReport(Callback):
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results_transfer.json").write_text(json.dumps(results, indent=2) + "\n")
+        (folder / "results.json").write_text(json.dumps(self._rows(results), indent=2) + "\n")
         self._print(results, len(test[1]))
+
+    def _rows(self, results: dict[str, dict[int, Cell]]) -> list[dict[str, object]]:
+        """The means as `ProbeReport` writes its rows."""
+        rows: list[dict[str, object]] = []
+        ours, scratch = results.values()
+        for method, name, baseline in (
+            ("finetune", "fine-tuned", "from scratch"),
+            ("linear", "linear probe", "same network untrained"),
+        ):
+            for count in self.per_class:
+                value, other = (float(np.mean(side[count][method])) for side in (ours, scratch))
+                title = f"{name}, {count} labels a class"
+                rows.append({"name": title, "value": value, "baseline": other, "baseline_name": baseline})
+        return rows
 
     def _print(self, results: dict[str, dict[int, Cell]], held_out: int) -> None:
         table = Table(
