@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +23,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A file's tests share a process, except where they run over all papers: there a paper's do.
-    for item in items:
-        paper = item.callspec.params.get("room") if hasattr(item, "callspec") else None
-        item.add_marker(pytest.mark.xdist_group(paper or item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests share a process, except where they run over all papers: there a paper's do."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrPaper(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            paper = re.search(r"\[(\w+)\]$", test)
+            return f"{file} {paper[1]}" if file.endswith("test_contract.py") and paper else file
+
+    return ByFileOrPaper(config, log)
 
 
 @pytest.fixture(scope="session")
