@@ -99,6 +99,10 @@ class FractalPretraining(ZooModule):
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
         return weights.from_official(state_dict) if weights.is_official(state_dict) else state_dict
 
+    def official_state_dict(self) -> StateDict:
+        """The weights under the names of the official script."""
+        return weights.to_official(self.state_dict())
+
     # ------------------------------------------------------------------ training
 
     def compute_loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
