@@ -63,7 +63,7 @@ def test_quickstart_in_miniature(tmp_path, monkeypatch, capsys):
     recipe["model"]["init_args"] |= TINY
     recipe["data"]["init_args"] |= dict(synthetic_subjects=6, synthetic_shape=[20, 20, 18], batch_size=2)
     recipe["trainer"]["max_epochs"] = 1
-    recipe["trainer"]["callbacks"][0]["init_args"] = dict(label_subjects=2, label_epochs=1)
+    recipe["trainer"]["callbacks"][-1]["init_args"] = dict(label_subjects=2, label_epochs=1)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
     out = run(str(tmp_path / "small.yaml"), tmp_path / "run")
     rows = json.loads((out / "results.json").read_text())
