@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.text import PYTHON_DOCS, python_documents
 from datamodules.text_classification import TextClassificationDataModule
-from datamodules.text_pretraining import TextPretrainDataModule
+from datamodules.text_pretraining import TextPretrainDataModule, labelled_docstrings
 from zoo.errors import ZooError
 from zoo.nn.text import encode_texts, read_utf8
 
@@ -106,3 +107,29 @@ class TransferDataModule(TextClassificationDataModule):
 
     def train_dataloader(self) -> DataLoader:
         return self.loader(self.transfer_data, train=True)  # type: ignore[arg-type]
+
+
+def write_python_docs(folder: Path, num_classes: int = 10, least: int = 50) -> tuple[Path, Path, Path]:
+    """Python's manual and docstrings as files: text for pre-training, a labelled folder, an unlabelled transfer set.
+
+    The labelled task is which of the `num_classes` largest packages (with `least` docstrings or more) a docstring comes
+    from. Its held-out docstrings are in neither the text nor the transfer set; the transfer set has no labels.
+
+    Returns:
+        Paths of `text.txt`, the folder itself (`train.jsonl`, `dev.jsonl`), and `transfer.txt`.
+    """
+    rows = labelled_docstrings(num_classes, least)
+    held = {text for text, _, is_held in rows if is_held}
+    kept = [(package, text) for package, text in python_documents() if text not in held]
+    flat = [" ".join(text.split()) for package, text in kept if package != "topics"]
+    contents = {"text.txt": "\n\n".join(text for _, text in kept), "transfer.txt": "\n".join(flat)}
+    for part, is_held in (("train", 0), ("dev", 1)):
+        records = [{"text": " ".join(text.split()), "label": str(label)} for text, label, at in rows if at == is_held]
+        contents[f"{part}.jsonl"] = "\n".join(json.dumps(record) for record in records)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ZooError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    return folder / "text.txt", folder, folder / "transfer.txt"

@@ -14,6 +14,7 @@ import typer
 from zoo import catalog, hub, loading
 from zoo.cli import driving, folds, volumes
 from zoo.cli.fractals import fractals
+from zoo.cli.students import students
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
 from zoo.errors import ZooError, did_you_mean
@@ -278,6 +279,7 @@ app.command("reconstruct", epilog=_examples("zoo reconstruct bm-mae-vitb BraTS20
 )
 app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold2 -o curves.png"))(folds.folds)
 app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
+app.command("students", epilog=_examples("zoo students runs/students", "zoo students OUT --seeds 5"))(students)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
 

@@ -77,7 +77,9 @@ class TextClassification(TextModule):
         self.official_layer_decay = official_layer_decay
         model = start_model(backbone)
         if not pretrained:
-            model = start_model(describe_model(model))
+            known, model = getattr(model, "tokenizer", None), start_model(describe_model(model))
+            if known is not None and isinstance(model, TextModule):
+                model.carry(known)  # it may have travelled with the weights
         self._start_head: StateDict | None = None
         if isinstance(model, TextClassification):  # go on from a distilled or fine-tuned one, its classifier included
             self._start_head = model.head.state_dict() if pretrained else None

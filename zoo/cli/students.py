@@ -1,0 +1,178 @@
+"""`zoo students`: Pre-trained Distillation beside the paper's baselines, every stage a recipe of the room."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zoo.errors import ZooError
+
+Value = str | int | float | Path
+ROOM = "well_read_students"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: where the student starts, and what it then learns from."""
+
+    key: str
+    title: str
+    recipe: str  # "finetune" on labels, "distill" on unlabelled text
+    start: str  # "student" or "teacher": whose pre-training
+    pretrained: bool = True
+    truncated: bool = False
+
+
+METHODS = (
+    Method("PD", "pre-trained, distilled", "distill", "student"),
+    Method("PF", "pre-trained, fine-tuned", "finetune", "student"),
+    Method("TD", "teacher's bottom layers, distilled", "distill", "teacher", truncated=True),
+    Method("TF", "teacher's bottom layers, fine-tuned", "finetune", "teacher", truncated=True),
+    Method("D", "random start, distilled", "distill", "student", pretrained=False),
+    Method("F", "random start, fine-tuned", "finetune", "student", pretrained=False),
+)
+
+
+def students(
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the runs, the table and the picture go.")],
+    text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "python-docs",
+    labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "python-docs",
+    transfer: Annotated[str, typer.Option(help="Unlabelled text, one a line, to distil on.")] = "python-docs",
+    labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 500,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds each student gets.")] = 3,
+    student: Annotated[str, typer.Option(help="Layers x width of the student.")] = "2x128",
+    teacher: Annotated[str, typer.Option(help="Layers x width of the teacher.")] = "4x256",
+    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 4096,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 64,
+    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1000,
+    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1500,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 10,
+    distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
+    pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 5e-4,
+    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 2e-4,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes of each loader.")] = 0,
+) -> None:
+    """Compare Pre-trained Distillation with its baselines, the teacher trained in the same command.
+
+    A teacher is pre-trained and fine-tuned; then, for each seed, a student is pre-trained, and PD, PF, distillation and
+    fine-tuning from a random start, and both from the teacher's bottom layers, are run and scored on the development
+    set. Stages that are done already are not run again. With python-docs, the task is which package of the standard
+    library a docstring is from; held-out docstrings are in none of the training text.
+    """
+    sizes = {"student": _size(student), "teacher": _size(teacher)}
+    output.mkdir(parents=True, exist_ok=True)
+    text, labelled, transfer = _offline_text(output, text, labelled, transfer)
+    common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
+    tuned = {**common, "data.root": labelled, "trainer.callbacks": "null"}
+
+    def pretrain(who: str, seed: int, steps: int) -> Path:
+        layers, width = sizes[who]
+        folder = output / ("teacher_pretrained" if who == "teacher" else f"seed{seed}/pretrained")
+        changes = {**common, "data.root": text, "data.tokenizer": "null", "data.vocab_size": vocab_size,
+                   "data.batch_size": 32, "data.val_fraction": 0.05, "data.builder_passes": 4,
+                   "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
+                   "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
+                   "model.lr": pretrain_lr, "model.warmup_steps": 0.1, "trainer.precision": "auto",
+                   "trainer.max_steps": steps, "trainer.val_check_interval": steps}  # fmt: skip
+        run_stage(folder, f"{ROOM}/pretrain", changes, seed, "val/mlm_acc")
+        return folder
+
+    def finetune(folder: Path, seed: int, rate: float, **start: Value) -> float:
+        changes = {**tuned, "data.limit": labels, "model.lr": rate, "trainer.max_epochs": finetune_epochs}
+        changes |= {f"model.{key}": value for key, value in start.items()}
+        return run_stage(folder, f"{ROOM}/finetune", changes, seed, "val/acc")
+
+    def distill(folder: Path, seed: int, rate: float, **start: Value) -> float:
+        changes = {**tuned, "data.transfer": transfer, "model.teacher": taught, "model.lr": rate}
+        changes |= {"trainer.max_epochs": distill_epochs} | {f"model.{key}": value for key, value in start.items()}
+        return run_stage(folder, f"{ROOM}/distill", changes, seed, "val/acc")
+
+    big, taught = pretrain("teacher", 0, teacher_steps), output / "teacher"
+    scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
+    stages: dict[str, Callable[..., float]] = {"finetune": finetune, "distill": distill}
+    for seed in range(seeds):
+        small = pretrain("student", seed, student_steps)
+        for method in METHODS:
+            start: dict[str, Value] = {"backbone": big if method.start == "teacher" else small}
+            if method.truncated:
+                start["truncate_layers"] = min(sizes["student"][0], sizes["teacher"][0])
+            if not method.pretrained:
+                start["pretrained"] = "false"
+            folder = output / f"seed{seed}" / method.key
+            scores.setdefault(method.key, []).append(stages[method.recipe](folder, seed, lr, **start))
+    _report(output, scores)
+
+
+def run_stage(folder: Path, recipe: str, changes: dict[str, Value], seed: int, metric: str) -> float:
+    """Runs a recipe in `folder` unless it is done with the same settings; returns the metric at its end."""
+    from zoo.cli.run import main as run
+
+    settings = {"recipe": recipe, "seed": seed, **{key: str(value) for key, value in changes.items()}}
+    done = folder / "stage.json"
+    if done.is_file():
+        kept = json.loads(done.read_text(encoding="utf-8"))
+        if kept["settings"] == settings:
+            return float(kept["value"])
+        raise ZooError(f"{folder} was made with other settings: give another folder, or remove it.")
+    print(f"--- {folder} ({recipe})", flush=True)
+    arguments = [f"--{key}={value}" for key, value in changes.items()]
+    run(["run", recipe, "--run-dir", str(folder), "--seed_everything", str(seed), *arguments])
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        values = [row[metric] for row in csv.DictReader(file) if row.get(metric)]
+    if not values:
+        raise ZooError(f"{folder} ended without {metric}: it was interrupted. Remove it and start the command again.")
+    new = done.with_suffix(".new")
+    new.write_text(json.dumps({"settings": settings, "value": float(values[-1])}, indent=2), encoding="utf-8")
+    os.replace(new, done)
+    return float(values[-1])
+
+
+def _size(word: str) -> tuple[int, int]:
+    layers, _, width = word.partition("x")
+    if not (layers.isdigit() and width.isdigit() and int(layers) > 0 and int(width) > 0):
+        raise ZooError(f"A size is LAYERSxWIDTH, such as 2x128, not {word!r}.")
+    return int(layers), int(width)
+
+
+def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
+    """Python's own text as the three files, where the word python-docs stands for one of them."""
+    from datamodules.text import PYTHON_DOCS
+    from datamodules.well_read_students import write_python_docs
+
+    if PYTHON_DOCS not in sources:
+        return sources  # type: ignore[return-value]
+    files = write_python_docs(output / "data")
+    return tuple(str(files[at]) if source == PYTHON_DOCS else source for at, source in enumerate(sources))  # type: ignore[return-value]
+
+
+def _report(output: Path, scores: dict[str, list[float]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.papers.well_read_students.figures import draw_comparison
+
+    titles = {"teacher": "the teacher itself"} | {method.key: method.title for method in METHODS}
+    table = Table(title="Development accuracy", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("", "", "mean", "spread", "each seed"):
+        table.add_column(column, justify="left" if column in ("", "each seed") else "right")
+    rows: list[dict[str, Any]] = []
+    for key, values in scores.items():
+        mean, spread = statistics.fmean(values), statistics.pstdev(values)
+        each = " ".join(f"{value:.1%}" for value in values)
+        table.add_row(key, titles[key], f"{mean:.1%}", f"{spread * 100:.1f}" if len(values) > 1 else "", each)
+        rows.append({"method": key, "title": titles[key], "mean": mean, "spread": spread, "seeds": values})
+    Console().print(table)
+    (output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (output / "figures").mkdir(exist_ok=True)
+    draw_comparison(scores, titles).savefig(output / "figures" / "comparison.png", dpi=150, bbox_inches="tight")
+    print(f"{output / 'results.json'}\n{output / 'figures' / 'comparison.png'}")
