@@ -17,7 +17,7 @@ from datamodules.text import PYTHON_DOCS, OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_pretraining import labelled_docstrings
 from zoo.errors import ZooError, did_you_mean
-from zoo.nn.text import encode_texts, load_tokenizer, require
+from zoo.nn.text import encode_texts, require
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TextClassificationDataModule(TextDataModule):
         if root not in (PYTHON_DOCS, "hub") and not Path(root).expanduser().is_dir():
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
         self.max_length = max_length
-        self.tokenizer: Any = load_tokenizer(tokenizer) if tokenizer else None
+        self.tokenizer: Any = self.named_tokenizer(tokenizer)
         self.skipped = 0
         self.classes: list[str] = []
         self.train_data: Dataset | None = None
@@ -141,11 +141,7 @@ class TextClassificationDataModule(TextDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is not None:
             return
-        if self.tokenizer is None:
-            model = getattr(self.trainer, "lightning_module", None)
-            self.tokenizer = getattr(model, "tokenizer", None)
-            if self.tokenizer is None:
-                raise ZooError("There is no tokenizer: give data.tokenizer the path or hub id of one.")
+        self.tokenizer = self.tokenizer or self.models_tokenizer()
         train, dev = self._examples("train"), self._examples("dev")
         task = GLUE.get(self.hparams.task)
         if self.regression:
