@@ -131,8 +131,8 @@ class TaggingDataModule(TextDataModule):
     Args:
         root: a folder with `train.txt` and `dev.txt` (also .conll, .bio, .iob; valid, testa or test for dev).
         word_column, tag_column: columns of the files; negative ones count from the right.
-        scheme: "bioes" rewrites entity tags of any kind (IOB1, IOB2, BIOES) as BIOES, which ELECTRA's code learns; "as_is"
-            takes them as they stand (parts of speech).
+        scheme: "bioes" rewrites entity tags of any kind (IOB1, IOB2, BIOES) as BIOES, which ELECTRA's code learns;
+            "as_is" takes them as they stand (parts of speech).
         tags: the tags that there may be; None takes those of the files, as ELECTRA's code does.
         tokenizer: path or hub id; None takes the model's own.
         max_length: tokens of an item; longer sentences go on in the next one.

@@ -10,7 +10,7 @@ from zoo.tasks.spans import write_answers
 
 
 class AnswerFiles(Callback):
-    """Writes `predictions.json`, `nbest_predictions.json` and (2.0) `null_odds.json` of the last evaluation when a run ends.
+    """When a run ends, writes `predictions.json`, `nbest_predictions.json` and (2.0) `null_odds.json` of its evaluation.
 
     The official scoring scripts read the first and the last.
     """

@@ -146,7 +146,7 @@ class QuestionAnswering(TextTask):
             self.log(f"{stage}/{name}", torch.tensor(value, dtype=torch.float32), prog_bar=name in ("em", "f1"))
 
     def evaluate(self, windows: Any, answers: Answers) -> dict[str, float]:
-        """`em` and `f1` in percent as the official script gives them; for 2.0 also by kind and at the best threshold."""
+        """The official `em` and `f1` in percent; for 2.0 also by kind of question and at the best threshold."""
         if not self.no_answer:
             official = scores_v1(windows.questions, answers.best)
             return {"em": official["exact_match"], "f1": official["f1"]}

@@ -117,8 +117,8 @@ def read_answers(
 
     Args:
         no_answer: questions may have none (SQuAD 2.0).
-        relative_null: the odds of "no answer" are its score minus that of the best answer (BERT), not its score (ELECTRA's
-            classifier).
+        relative_null: the odds of "no answer" are its score minus that of the best answer (BERT), and not its score
+            (ELECTRA's classifier).
         threshold: odds above it mean no answer.
         n_best: so many different texts are kept; max_answer_length: in tokens.
     """

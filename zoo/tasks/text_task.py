@@ -1,4 +1,4 @@
-"""What every fine-tuning task of text shares: the encoder it starts from, the optimiser, and what a checkpoint keeps."""
+"""What every fine-tuning task of text shares: the encoder it starts from, the optimiser, what a checkpoint keeps."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.module import full_precision
-from zoo.optim_text import Schedule
 from zoo.nn.entities import entity_scores, has_entities
+from zoo.optim_text import Schedule
 from zoo.tasks.text_task import Batch, TextTask
 
 IGNORED = -100  # `tags` of pieces that do not begin a word
@@ -22,7 +22,7 @@ class TokenClassification(TextTask):
     """An encoder of the zoo with a linear layer on the first piece of each word, as ELECTRA's code tags.
 
     Batches hold `input_ids`, `attention_mask`, `token_type_ids`, `tags` (B, L), the latter -100 where no word begins,
-    and `index` (B,). The data module has `tags` (the names) and `joined(rows) -> (gold, found)`, sentences of tag names.
+    and `index` (B,). The data module has `tags` (the names) and `joined(rows) -> (gold, found)` (sentences of names).
 
     Args:
         backbone, pretrained, truncate_layers: as in `TextClassification`.
@@ -83,8 +83,8 @@ class TokenClassification(TextTask):
             self._build(list(theirs))
         elif theirs and list(theirs) != list(self.tags):
             raise ZooError(
-                f"The model knows the tags {', '.join(self.tags[:8])}, the data {', '.join(theirs[:8])}: give data.tags "
-                "those of the model."
+                f"The model knows the tags {', '.join(self.tags[:8])}, the data {', '.join(theirs[:8])}: "
+                "give data.tags those of the model."
             )
 
     def forward(self, batch: Batch) -> Tensor:
@@ -133,11 +133,8 @@ class TokenClassification(TextTask):
 
     def evaluate(self, gold: list[list[str]], found: list[list[str]]) -> dict[str, float]:
         """`acc` over words; for entities also `precision`, `recall` and `f1`. Sentences of tag names."""
-        words = sum(len(tags) for tags in gold)
-        right = sum(
-            a == b for tags, guesses in zip(gold, found, strict=True) for a, b in zip(tags, guesses, strict=True)
-        )
-        scores = {"acc": right / max(1, words)}
+        pairs = [pair for both in zip(gold, found, strict=True) for pair in zip(*both, strict=True)]
+        scores = {"acc": sum(a == b for a, b in pairs) / max(1, len(pairs))}
         return scores | entity_scores(gold, found) if has_entities(self.tags or []) else scores
 
     def became(self) -> dict[str, Any]:
