@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.text import PYTHON_DOCS, python_documents
 from datamodules.text_classification import TextClassificationDataModule
 from datamodules.text_pretraining import TextPretrainDataModule, labelled_docstrings
+from datamodules.text_records import read_texts
 from zoo.errors import ZooError
-from zoo.nn.text import encode_texts, read_utf8
+from zoo.nn.text import encode_texts
 
 
 class StudentPretrainDataModule(TextPretrainDataModule):
@@ -40,9 +40,9 @@ class TransferDataModule(TextClassificationDataModule):
     """Unlabelled texts for training, labelled ones for validation.
 
     Args:
-        transfer: the transfer set: a text file, one `text` or `text<TAB>text` a line; a `.csv` with a header, of which
-            `text_column` and `pair_column` are read and nothing else; or "python-docs": the training docstrings and the
-            other packages' ones, without labels.
+        transfer: the transfer set: a text file, one `text` or `text<TAB>text` a line; a `.csv`, `.tsv` or `.jsonl`,
+            of which `text_column` and `pair_column` are read and nothing else; or "python-docs": the training
+            docstrings and the other packages' ones, without labels.
         others: the labelled data for validation, as in `TextClassificationDataModule`.
     """
 
@@ -86,15 +86,7 @@ class TransferDataModule(TextClassificationDataModule):
         if self.transfer == PYTHON_DOCS:
             held = {text for text, _, label in self._examples("dev") if label}
             return [text for package, text in python_documents() if package != "topics" and text not in held]
-        path = Path(self.transfer).expanduser()
-        h = self.hparams
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(read_utf8(path).splitlines(keepends=True)))
-            if rows and h.text_column not in rows[0]:
-                raise ZooError(f"{path} has no column {h.text_column!r} (it has {', '.join(rows[0])}).")
-            found = [(row[h.text_column], row[h.pair_column]) if h.pair_column else row[h.text_column] for row in rows]
-        else:
-            found = [tuple(line.split("\t", 1)) if "\t" in line else line for line in read_utf8(path).splitlines()]
+        found = read_texts(Path(self.transfer).expanduser(), self.hparams.text_column, self.hparams.pair_column)
         return [text for text in found if (text if isinstance(text, str) else text[0]).strip()]
 
     def transfer_batches(self, size: int) -> Iterator[dict[str, Tensor]]:

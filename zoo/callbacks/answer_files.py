@@ -10,7 +10,7 @@ from zoo.tasks.spans import write_answers
 
 
 class AnswerFiles(Callback):
-    """When a run ends, writes `predictions.json`, `nbest_predictions.json` and (2.0) `null_odds.json` of its evaluation.
+    """When a run ends, writes `predictions.json`, `nbest_predictions.json` and (2.0) `null_odds.json`.
 
     The official scoring scripts read the first and the last.
     """
@@ -31,4 +31,4 @@ class AnswerFiles(Callback):
 
     def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.answers is not None and trainer.is_global_zero and not trainer.fast_dev_run:
-            write_answers(run_folder(trainer), pl_module.answers)
+            write_answers(run_folder(trainer) / "predictions.json", pl_module.answers)

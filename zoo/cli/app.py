@@ -14,6 +14,7 @@ import typer
 from zoo import catalog, hub, loading
 from zoo.cli import driving, folds, volumes
 from zoo.cli.fractals import fractals
+from zoo.cli.predict import predict
 from zoo.cli.students import students
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
@@ -192,6 +193,7 @@ def add(
     epilog=_examples(
         "zoo embed droppos-vitb photos/ -o features.npz",
         "zoo embed runs/my_run a.png b.png -o features.parquet --device cuda",
+        "zoo embed electra-small-discriminator sentences.txt --lines -o features.npz",
     ),
 )
 def embed(
@@ -202,26 +204,28 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     pattern: Annotated[str, typer.Option(help="Which files of a folder, such as '*.png'.")] = "*",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Text: every line is a sample, named FILE:NUMBER.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Compute a model's features of files.
+    """Compute a model's features of files, or of the lines of text files.
 
     npz holds `files` and `features`, one row a file; parquet the columns `file` and `feature`.
     """
-    from zoo.cli.embed import embed_files, expand, write_features
+    from zoo.cli.embed import embed_files, expand, lines_of, write_features
 
     if output.suffix not in (".npz", ".parquet"):
         raise ZooError(f"The output is a .npz or .parquet file, not {output}.")
     if output.exists() and not force:
         raise ZooError(f"{output} exists already: choose another name, or overwrite it with --force.")
-    paths = expand(files, pattern)
+    found = expand(files, pattern)
+    paths = lines_of(found) if lines else found
     model = loading.load(name)
     done, features, skipped = embed_files(model, paths, batch_size=batch_size, device=device, skip_bad=skip_bad)
     write_features(output, done, features)
     for reason in skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     count = f", {len(skipped)} skipped" if skipped else ""
-    print(f"{output}: {features.shape[0]} files x {features.shape[1]} features{count}")
+    print(f"{output}: {features.shape[0]} {'lines' if lines else 'files'} x {features.shape[1]} features{count}")
 
 
 @app.command(
@@ -279,6 +283,10 @@ app.command("reconstruct", epilog=_examples("zoo reconstruct bm-mae-vitb BraTS20
 )
 app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold2 -o curves.png"))(folds.folds)
 app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
+app.command(
+    "predict",
+    epilog=_examples("zoo predict RUN texts.txt -o classes.tsv", "zoo predict RUN GLUE --glue mnli -o submission"),
+)(predict)
 app.command("students", epilog=_examples("zoo students runs/students", "zoo students OUT --seeds 5"))(students)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 

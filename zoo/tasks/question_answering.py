@@ -85,12 +85,12 @@ class QuestionAnswering(TextTask):
             self.no_answer = bool(getattr(data, "no_answer", False))
 
     def forward(self, batch: Batch) -> Tensor:
-        """To (B, L, D): the encoder's hidden states."""
-        return self.encoder.forward_tokens(batch)
+        """To (B, D): the encoder's representation of the text."""
+        return self.encoder(batch)
 
     def spans(self, batch: Batch) -> SpanOutput:
         """Scores of starts and ends; given `start` (B,) for training, else for prediction. In float32."""
-        tokens, h = self(batch), self.hparams
+        tokens, h = self.encoder.forward_tokens(batch), self.hparams
         mask, types = batch["attention_mask"], batch["token_type_ids"]
         with full_precision(tokens.device.type):
             return self.head(tokens.float(), mask, types, batch.get("start"), h.beam)

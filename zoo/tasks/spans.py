@@ -163,8 +163,11 @@ def _nbest(windows: Windows, scores: list[SpanScores], n_best: int, max_answer_l
     return list(found.values())
 
 
-def write_answers(folder: Path, answers: Answers, prefix: str = "") -> list[Path]:
-    """Writes the official files: `predictions.json`, `nbest_predictions.json` and, for 2.0, `null_odds.json`."""
+def write_answers(predictions: Path, answers: Answers) -> None:
+    """Writes the official files: `predictions` and, beside it, `nbest_<name>` and, for 2.0, `null_odds_<name>`.
+
+    Of `predictions.json` the last is `null_odds.json`.
+    """
     nbest = {}
     for key, found in answers.nbest.items():
         scores = np.array([answer.score for answer in found])
@@ -173,18 +176,16 @@ def write_answers(folder: Path, answers: Answers, prefix: str = "") -> list[Path
             {"text": a.text, "probability": float(p), "start_logit": a.start_score, "end_logit": a.end_score}
             for a, p in zip(found, shares / shares.sum(), strict=True)
         ]
-    files: dict[str, object] = {"predictions.json": answers.best, "nbest_predictions.json": nbest}
+    name, folder = predictions.name, predictions.parent
+    files: dict[str, object] = {name: answers.best, f"nbest_{name}": nbest}
     if answers.null_odds:
-        files["null_odds.json"] = answers.null_odds
-    paths = []
+        files["null_odds.json" if name == "predictions.json" else f"null_odds_{name}"] = answers.null_odds
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            path = folder / f"{prefix}{name}"
+            path = folder / name
             new = path.with_name(f".{path.name}.new")
             new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(new, path)
-            paths.append(path)
     except OSError as error:
         raise ZooError(f"Cannot write to {folder}: {error.strerror or error}.") from error
-    return paths

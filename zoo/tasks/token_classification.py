@@ -26,7 +26,7 @@ class TokenClassification(TextTask):
 
     Args:
         backbone, pretrained, truncate_layers: as in `TextClassification`.
-        tags: their names; None takes them from the data.
+        tags: their names; None takes them from the data. segment: the segment id of the data, taken from there too.
         loss_reduction: "mean" over words, or "sum" over the batch before clipping, as ELECTRA's released code has it.
         dropout: before the linear layer; the released code has none.
         lr, ...: as in `TextClassification`.
@@ -38,6 +38,7 @@ class TokenClassification(TextTask):
         pretrained: bool = True,
         truncate_layers: int | None = None,
         tags: list[str] | None = None,
+        segment: int | None = None,
         loss_reduction: Literal["mean", "sum"] = "mean",
         dropout: float = 0.0,
         lr: float = 1e-4,
@@ -88,19 +89,19 @@ class TokenClassification(TextTask):
             )
 
     def forward(self, batch: Batch) -> Tensor:
-        """To (B, L, D): the encoder's hidden states."""
-        return self.encoder.forward_tokens(batch)
+        """To (B, D): the encoder's representation of the text."""
+        return self.encoder(batch)
 
     def classify(self, batch: Batch) -> Tensor:
         """To logits (B, L, tags), in float32."""
-        tokens = self(batch)
+        tokens = self.encoder.forward_tokens(batch)
         with full_precision(tokens.device.type):
             return self.head(tokens.float())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Words alone: most places are padding or inner pieces.
         words = batch["tags"] != IGNORED
-        tokens = self(batch)[words]
+        tokens = self.encoder.forward_tokens(batch)[words]
         with full_precision(tokens.device.type):
             losses = F.cross_entropy(self.head(tokens.float()), batch["tags"][words], reduction="none")
         self.log("train/loss", losses.mean().detach(), batch_size=len(words))
@@ -138,4 +139,6 @@ class TokenClassification(TextTask):
         return scores | entity_scores(gold, found) if has_entities(self.tags or []) else scores
 
     def became(self) -> dict[str, Any]:
-        return {"tags": self.tags}
+        data = getattr(self._trainer, "datamodule", None)
+        segment = data.hparams.get("segment") if data is not None else self.hparams.segment
+        return {"tags": self.tags, "segment": segment}
