@@ -27,7 +27,7 @@ def predict(
     """Say what a fine-tuned text model makes of a file.
 
     Classifiers read texts (a line each, or text<TAB>text; .tsv, .csv, .jsonl by columns) and write a .tsv with label
-    and probabilities. Question-answering models read SQuAD's JSON and write its predictions JSON, with the n-best answers
+    and probabilities. Question-answering models read SQuAD's JSON and write predictions JSON, with the n-best answers
     and no-answer odds beside it; where the file has answers, the official scores are printed. Taggers read CoNLL files
     (first column) or sentences and write words and tags. With --glue, FILE is the folder of GLUE's files.
     """
