@@ -88,9 +88,7 @@ def sentences(count, seed):
     for _ in range(count):
         place = [("new", "B-LOC"), (str(draw.choice(PLACES)), "I-LOC")]
         rows = [(str(draw.choice(PEOPLE)), "B-PER"), (str(draw.choice(VERBS)), "O"), *place[int(draw.integers(2)) :]]
-        lines.append(
-            "\n".join(f"{word} {tag.replace('I-LOC', 'B-LOC') if len(rows) == 3 else tag}" for word, tag in rows)
-        )
+        lines.append("\n".join(f"{word} {tag}" for word, tag in rows))  # a lone I-LOC begins an entity too
     return "\n\n".join(lines) + "\n"
 
 
@@ -102,9 +100,9 @@ def test_from_conll_to_tags(recipe, tokenizer, tmp_path, monkeypatch, capsys):
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     model = CompactBert(num_layers=1, hidden_size=32, num_heads=2, vocab_size=300, max_positions=32, heads="mlm",
                         dropout=0.0, tokenizer=str(tmp_path / "tokenizer.json"), init_std=0.1)  # fmt: skip
-    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams),
-                "zoo": {"class_path": "zoo.papers.well_read_students.CompactBert"}, "pytorch-lightning_version": "2.6.6",
-                "epoch": 0, "global_step": 0}, tmp_path / "start.ckpt")  # fmt: skip
+    origin = {"class_path": "zoo.papers.well_read_students.CompactBert"}
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "zoo": origin,
+                "pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}, tmp_path / "start.ckpt")  # fmt: skip
     run = str(tmp_path / "run")
     main(["run", recipe, "--run-dir", run, "--trainer.accelerator", "cpu", "--trainer.logger", "false",
           "--trainer.max_epochs", "6", "--model.backbone", str(tmp_path / "start.ckpt"), "--model.layer_decay", "1",
@@ -117,7 +115,7 @@ def test_from_conll_to_tags(recipe, tokenizer, tmp_path, monkeypatch, capsys):
     assert [words for words, _ in found] == [words for words, _ in read_conll(tmp_path / "dev.txt")]
     assert entity_scores(gold, [tags for _, tags in found])["f1"] > 0.95
     tagger = zoo.load(run)
-    assert tagger.tags == ["B-LOC", "B-PER", "E-LOC", "O", "S-LOC", "S-PER"] or set(tagger.tags) >= {"S-PER", "S-LOC"}
+    assert tagger.tags == ["B-LOC", "E-LOC", "O", "S-LOC", "S-PER"]
 
 
 def test_wrong_data_is_named(tokenizer, tmp_path):
@@ -125,13 +123,13 @@ def test_wrong_data_is_named(tokenizer, tmp_path):
     (tmp_path / "dev.txt").write_text("ann VB\n", encoding="utf-8")
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     settings = dict(tokenizer=str(tmp_path / "tokenizer.json"), num_workers=0)
-    with pytest.raises(ZooError, match="set data.scheme as_is"):
+    with pytest.raises(ZooError, match=r"set data\.scheme as_is"):
         TaggingDataModule(str(tmp_path), **settings).setup()
     with pytest.raises(ZooError, match="the tag 'VB', which is none of: NN"):
         TaggingDataModule(str(tmp_path), scheme="as_is", tags=["NN"], **settings).setup()
     data = TaggingDataModule(str(tmp_path), scheme="as_is", **settings)
     data.setup()
     assert data.tags == ["NN", "VB"]
-    with pytest.raises(ZooError, match=r"has no train.txt"):
-        (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ZooError, match=r"has no train\.txt"):
         TaggingDataModule(str(tmp_path / "empty"), **settings).setup()
