@@ -12,10 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
-from zoo.cli import driving, folds, volumes
+from zoo.cli import driving, folds, students, volumes
 from zoo.cli.fractals import fractals
 from zoo.cli.predict import predict
-from zoo.cli.students import students
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
 from zoo.errors import ZooError, did_you_mean
@@ -55,6 +54,7 @@ class DType(StrEnum):
 
 app.add_typer(fractals)
 app.add_typer(driving.app, name="driving")
+app.add_typer(students.app, name="students")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -287,7 +287,6 @@ app.command(
     "predict",
     epilog=_examples("zoo predict RUN texts.txt -o classes.tsv", "zoo predict RUN GLUE --glue mnli -o submission"),
 )(predict)
-app.command("students", epilog=_examples("zoo students runs/students", "zoo students OUT --seeds 5"))(students)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""`zoo students`: Pre-trained Distillation beside the paper's baselines, every stage a recipe of the room."""
+"""`zoo students`: Pre-trained Distillation beside its baselines, and the fine-tuning grid; all stages are recipes."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class Method:
     truncated: bool = False
 
 
+app = typer.Typer(name="students", help="Compact BERTs: compare ways to train them, search fine-tuning settings.",
+                  no_args_is_help=True, rich_markup_mode="rich")  # fmt: skip
+BATCHES, RATES = (8, 16, 32, 64, 128), (3e-4, 1e-4, 5e-5, 3e-5)  # the official README's grid
 METHODS = (
     Method("PD", "pre-trained, distilled", "distill", "student"),
     Method("PF", "pre-trained, fine-tuned", "finetune", "student"),
@@ -41,7 +44,8 @@ METHODS = (
 )
 
 
-def students(
+@app.command(epilog="Example: zoo students compare runs/students")
+def compare(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the runs, the table and the picture go.")],
     text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "python-docs",
     labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "python-docs",
@@ -110,6 +114,46 @@ def students(
             folder = output / f"seed{seed}" / method.key
             scores.setdefault(method.key, []).append(stages[method.recipe](folder, seed, lr, **start))
     _report(output, scores)
+
+
+@app.command(
+    epilog="Example: zoo students grid runs/grid --data.root my_texts --model.backbone bert_uncased_L-2_H-128_A-2",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def grid(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the runs and the table go.")],
+    metric: Annotated[str, typer.Option(help="What decides: val/mcc for cola, val/spearman for sts.")] = "val/acc",
+    seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
+) -> None:
+    """Fine-tune with the official README's 20 settings and keep the best on the development set.
+
+    Batches of 8, 16, 32, 64, 128 times rates of 3e-4, 1e-4, 5e-5, 3e-5, each 4 epochs. Further settings are those of
+    the recipe well_read_students/finetune, such as --data.root DIR --data.task sst. Finished runs are not repeated.
+    """
+    changes: dict[str, Value] = {"trainer.callbacks": "null"} | _overrides(context.args)
+    rows = []
+    for batch in BATCHES:
+        for rate in RATES:
+            folder = output / f"batch{batch}-lr{rate:g}"
+            setting = {"data.batch_size": batch, "model.lr": rate}
+            value = run_stage(folder, f"{ROOM}/finetune", {**changes, **setting}, seed, metric)
+            rows.append({"batch_size": batch, "lr": rate, metric: value, "run": str(folder)})
+    rows.sort(key=lambda row: -float(row[metric]))
+    (output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    for row in rows[:5]:
+        print(f"{row[metric]:.4f}  batch {row['batch_size']}  lr {row['lr']:g}  {row['run']}")
+
+
+def _overrides(args: list[str]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    rest = list(args)
+    while rest:
+        key, _, value = rest.pop(0).partition("=")
+        if not key.startswith("--") or not (value or rest):
+            raise ZooError(f"Unexpected {key!r}: settings are written --any.key VALUE.")
+        found[key[2:]] = value or rest.pop(0)
+    return found
 
 
 def run_stage(folder: Path, recipe: str, changes: dict[str, Value], seed: int, metric: str) -> float:
