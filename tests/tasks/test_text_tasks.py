@@ -222,10 +222,17 @@ def test_long_pairs_lose_tokens_of_the_longer_part(place):
         model.preprocess([a * 2, b])
 
 
-SUBMITTED = {"cola": ("CoLA", "0\tA cat.", 1), "sst": ("SST-2", "0\tA cat.", 1), "sts": ("STS-B", "0\tx\tA cat.\tA dog.", 1),
-             "mrpc": ("MRPC", "0\t1\t2\tA cat.\tA dog.", 1), "qqp": ("QQP", "0\tA cat?\tA dog?", 1),
-             "mnli": ("MNLI", "\t".join(["0"] * 8 + ["A cat.", "A dog."]), 3), "qnli": ("QNLI", "0\tWho?\tA dog.", 1),
-             "rte": ("RTE", "0\tA cat.\tA dog.", 1), "wnli": ("WNLI", "0\tA cat.\tA dog.", 1)}  # fmt: skip
+SUBMITTED = {
+    "cola": ("CoLA", "0\tA cat.", 1),
+    "sst": ("SST-2", "0\tA cat.", 1),
+    "mrpc": ("MRPC", "0\t1\t2\tA cat.\tA dog.", 1),
+    "qqp": ("QQP", "0\tA cat?\tA dog?", 1),
+    "sts": ("STS-B", "0\tx\tA cat.\tA dog.", 1),
+    "mnli": ("MNLI", "\t".join(["0"] * 8 + ["A cat.", "A dog."]), 3),
+    "qnli": ("QNLI", "0\tWho?\tA dog.", 1),
+    "rte": ("RTE", "0\tA cat.\tA dog.", 1),
+    "wnli": ("WNLI", "0\tA cat.\tA dog.", 1),
+}
 
 
 @pytest.mark.parametrize("task", SUBMITTED)
