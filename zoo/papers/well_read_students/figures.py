@@ -13,6 +13,12 @@ from zoo.nn.text import tokens_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+CURVES = {
+    "masked-token loss": ("train/mlm_loss", "val/mlm_loss"),
+    "masked-token accuracy": ("val/mlm_acc", "val/unigram_acc"),
+    "next-sentence loss": ("train/nsp_loss", "val/nsp_loss"),
+    "next-sentence accuracy": ("val/nsp_acc",),
+}
 _LINE, _ROWS = 118, 4  # characters a line, lines a text
 
 
