@@ -220,9 +220,15 @@ class TaggingDataModule(TextDataModule):
         self.train_data, self.val_data = TaggedWords(train, *shape), TaggedWords(dev, *shape)
 
     def joined(self, rows: Iterable[tuple[int, np.ndarray]]) -> tuple[list[list[str]], list[list[str]]]:
-        """Tags of all held-out sentences: the true ones, and those predicted by item (number, numbers of the tags)."""
+        """Tags of held-out sentences: the true ones, and those predicted by item (number, numbers of the tags).
+
+        Sentences that a dry run has not seen whole are left out.
+        """
         assert self.val_data is not None
-        return [tags for _, tags in self.val_data.sentences], self.val_data.joined(rows, self.tags)
+        found = self.val_data.joined(rows, self.tags)
+        pairs = [(tags, given) for (_, tags), given in zip(self.val_data.sentences, found, strict=True)]
+        whole = [(tags, given) for tags, given in pairs if len(tags) == len(given)]
+        return [tags for tags, _ in whole], [given for _, given in whole]
 
     def train_dataloader(self) -> DataLoader:
         assert self.train_data is not None

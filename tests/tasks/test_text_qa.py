@@ -110,6 +110,12 @@ class Places:
 
     questions = (SimpleNamespace(id="q", answers=["c"]),)
 
+    def __init__(self, count=2):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
     def place(self, window):
         keep = [True, True, True, False] if window == 0 else [False, True, True, True]
         return 0, 3, np.array(keep)
@@ -141,8 +147,9 @@ def test_best_answers_by_hand():
     assert relative.best == {"q": "bc"}
     assert read_answers(Places(), scores, **settings, max_answer_length=1).given == {"q": "d"}
     assert len(read_answers(Places(), scores, **settings, n_best=2).nbest["q"]) == 2
-    none = read_answers(Places(), [], no_answer=False, relative_null=False, threshold=0.0)
-    assert none.best == {"q": "empty"}  # as officially
+    none = dict(no_answer=False, relative_null=False, threshold=0.0)
+    assert read_answers(Places(0), [], **none).best == {"q": "empty"}  # as officially
+    assert read_answers(Places(), [], **none).best == {}  # a dry run has not come to it
 
 
 def test_independent_ends_give_the_grid_of_best_ends():

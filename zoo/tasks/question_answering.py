@@ -147,10 +147,11 @@ class QuestionAnswering(TextTask):
 
     def evaluate(self, windows: Any, answers: Answers) -> dict[str, float]:
         """The official `em` and `f1` in percent; for 2.0 also by kind of question and at the best threshold."""
+        questions = [question for question in windows.questions if question.id in answers.best]
         if not self.no_answer:
-            official = scores_v1(windows.questions, answers.best)
+            official = scores_v1(questions, answers.best)
             return {"em": official["exact_match"], "f1": official["f1"]}
-        official = scores_v2(windows.questions, answers.given, answers.null_odds, self.null_threshold)
+        official = scores_v2(questions, answers.given, answers.null_odds, self.null_threshold)
         return {name.replace("exact", "em"): value for name, value in official.items() if "total" not in name}
 
     def became(self) -> dict[str, Any]:
