@@ -101,8 +101,9 @@ def test_from_conll_to_tags(recipe, tokenizer, tmp_path, monkeypatch, capsys):
     model = CompactBert(num_layers=1, hidden_size=32, num_heads=2, vocab_size=300, max_positions=32, heads="mlm",
                         dropout=0.0, tokenizer=str(tmp_path / "tokenizer.json"), init_std=0.1)  # fmt: skip
     origin = {"class_path": "zoo.papers.well_read_students.CompactBert"}
-    torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "zoo": origin,
-                "pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}, tmp_path / "start.ckpt")  # fmt: skip
+    checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "zoo": origin}
+    checkpoint |= {"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}
+    torch.save(checkpoint, tmp_path / "start.ckpt")
     run = str(tmp_path / "run")
     main(["run", recipe, "--run-dir", run, "--trainer.accelerator", "cpu", "--trainer.logger", "false",
           "--trainer.max_epochs", "6", "--model.backbone", str(tmp_path / "start.ckpt"), "--model.layer_decay", "1",
