@@ -53,13 +53,17 @@ def compare(
     labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 500,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds each student gets.")] = 3,
     student: Annotated[str, typer.Option(help="Layers x width of the student.")] = "2x128",
-    teacher: Annotated[str, typer.Option(help="Layers x width of the teacher.")] = "4x256",
+    teacher: Annotated[
+        str, typer.Option(help="Likewise of the teacher; of equal width, TD and TF are the student's size.")
+    ] = "4x128",
     vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 4096,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 64,
     teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1000,
     student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1500,
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 10,
     distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
+    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sentence pairs of a pre-training step.")] = 16,
+    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.02,
     pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
     lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 5e-4,
     teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 2e-4,
@@ -67,7 +71,7 @@ def compare(
 ) -> None:
     """Compare Pre-trained Distillation with its baselines, the teacher trained in the same command.
 
-    A teacher is pre-trained and fine-tuned; then, for each seed, a student is pre-trained, and PD, PF, distillation and
+    A teacher and a student are pre-trained, the teacher is fine-tuned; then, for each seed, PD, PF, distillation and
     fine-tuning from a random start, and both from the teacher's bottom layers, are run and scored on the development
     set. Stages that are done already are not run again. With python-docs, the task is which package of the standard
     library a docstring is from; held-out docstrings are in none of the training text.
@@ -78,16 +82,16 @@ def compare(
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
     tuned = {**common, "data.root": labelled, "trainer.callbacks": "null"}
 
-    def pretrain(who: str, seed: int, steps: int) -> Path:
+    def pretrain(who: str, steps: int) -> Path:
         layers, width = sizes[who]
-        folder = output / ("teacher_pretrained" if who == "teacher" else f"seed{seed}/pretrained")
+        folder = output / f"{who}_pretrained"
         changes = {**common, "data.root": text, "data.tokenizer": "null", "data.vocab_size": vocab_size,
-                   "data.batch_size": 32, "data.val_fraction": 0.05, "data.builder_passes": 4,
+                   "data.batch_size": pretrain_batch, "data.val_fraction": 0.05, "data.builder_passes": 4,
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
-                   "model.lr": pretrain_lr, "model.warmup_steps": 0.1, "trainer.precision": "auto",
-                   "trainer.max_steps": steps, "trainer.val_check_interval": steps}  # fmt: skip
-        run_stage(folder, f"{ROOM}/pretrain", changes, seed, "val/mlm_acc")
+                   "model.init_std": init_std, "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
+                   "trainer.precision": "auto", "trainer.max_steps": steps, "trainer.val_check_interval": steps}  # fmt: skip
+        run_stage(folder, f"{ROOM}/pretrain", changes, 0, "val/mlm_acc")
         return folder
 
     def finetune(folder: Path, seed: int, rate: float, **start: Value) -> float:
@@ -100,11 +104,10 @@ def compare(
         changes |= {"trainer.max_epochs": distill_epochs} | {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/distill", changes, seed, "val/acc")
 
-    big, taught = pretrain("teacher", 0, teacher_steps), output / "teacher"
+    big, small, taught = pretrain("teacher", teacher_steps), pretrain("student", student_steps), output / "teacher"
     scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
     stages: dict[str, Callable[..., float]] = {"finetune": finetune, "distill": distill}
     for seed in range(seeds):
-        small = pretrain("student", seed, student_steps)
         for method in METHODS:
             start: dict[str, Value] = {"backbone": big if method.start == "teacher" else small}
             if method.truncated:
