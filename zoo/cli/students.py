@@ -90,7 +90,8 @@ def compare(
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
                    "model.init_std": init_std, "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
-                   "trainer.precision": "auto", "trainer.max_steps": steps, "trainer.val_check_interval": steps}  # fmt: skip
+                   "trainer.precision": "auto", "trainer.max_steps": steps,
+                   "trainer.val_check_interval": steps}  # fmt: skip
         run_stage(folder, f"{ROOM}/pretrain", changes, 0, "val/mlm_acc")
         return folder
 
