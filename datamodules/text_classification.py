@@ -90,6 +90,8 @@ class TextClassificationDataModule(TextDataModule):
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
         self.max_length = max_length
         self.tokenizer: Any = self.named_tokenizer(tokenizer)
+        # Not through hparams: a subclass need not have these arguments.
+        self.mismatched, self.double_unordered, self.bucket_by_length = mismatched, double_unordered, bucket_by_length
         self.skipped = 0
         self.classes: list[str] = []
         self.train_data: Dataset | None = None
@@ -120,7 +122,7 @@ class TextClassificationDataModule(TextDataModule):
             self.classes = list(task.labels)
         elif not self.classes:
             self.classes = sorted({label for _, _, label in train})
-        if task is not None and task.unordered and self.hparams.double_unordered:
+        if task is not None and task.unordered and self.double_unordered:
             train = train + [(b or "", a, label) for a, b, label in train]
         if self.hparams.limit is not None:
             order = np.random.default_rng(0).permutation(len(train))[: self.hparams.limit]
@@ -167,7 +169,7 @@ class TextClassificationDataModule(TextDataModule):
         self.skipped += 1
 
     def _tsv(self, root: Path, task: GlueTask, part: str) -> list[Example]:
-        dev = "dev_mismatched" if self.hparams.mismatched else task.dev
+        dev = "dev_mismatched" if self.mismatched else task.dev
         path = glue_folder(root, self.hparams.task) / f"{dev if part == 'dev' else 'train'}.tsv"
         examples: list[Example] = []
         for number, row in read_rows(path):
@@ -209,7 +211,7 @@ class TextClassificationDataModule(TextDataModule):
     def _hub(self, task: GlueTask, part: str) -> list[Example]:
         datasets = require("datasets")
         name = _HUB_NAMES.get(self.hparams.task, self.hparams.task)
-        dev = "validation_" + ("mis" if self.hparams.mismatched else "") + "matched" if name == "mnli" else "validation"
+        dev = "validation_" + ("mis" if self.mismatched else "") + "matched" if name == "mnli" else "validation"
         split = "train" if part == "train" else dev
         try:
             table = datasets.load_dataset("nyu-mll/glue", name, split=split)
@@ -231,7 +233,7 @@ class TextClassificationDataModule(TextDataModule):
 
     def train_dataloader(self) -> DataLoader:
         data: Any = self.train_data
-        return self.loader(data, train=True, lengths=data.lengths if self.hparams.bucket_by_length else None)
+        return self.loader(data, train=True, lengths=data.lengths if self.bucket_by_length else None)
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.val_data, train=False)  # type: ignore[arg-type]
