@@ -161,27 +161,43 @@ def _overrides(args: list[str]) -> dict[str, Value]:
 
 
 def run_stage(folder: Path, recipe: str, changes: dict[str, Value], seed: int, metric: str) -> float:
-    """Runs a recipe in `folder` unless it is done with the same settings; returns the metric at its end."""
+    """Runs a recipe in `folder` unless it is done; returns the metric at its end. What was interrupted goes on.
+
+    Raises `ZooError` if the folder was made with other settings.
+    """
     from zoo.cli.run import main as run
 
     settings = {"recipe": recipe, "seed": seed, **{key: str(value) for key, value in changes.items()}}
     done = folder / "stage.json"
     if done.is_file():
         kept = json.loads(done.read_text(encoding="utf-8"))
-        if kept["settings"] == settings:
+        if kept["settings"] != settings:
+            raise ZooError(f"{folder} was made with other settings: give another folder, or remove it.")
+        if kept["value"] is not None:
             return float(kept["value"])
-        raise ZooError(f"{folder} was made with other settings: give another folder, or remove it.")
+    _keep(done, settings, None)
     print(f"--- {folder} ({recipe})", flush=True)
     arguments = [f"--{key}={value}" for key, value in changes.items()]
+    if (folder / "config.yaml").is_file():
+        arguments.append("--resume")
+    os.environ.pop("ZOO_RESUME", None)  # of the stage before
     run(["run", recipe, "--run-dir", str(folder), "--seed_everything", str(seed), *arguments])
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         values = [row[metric] for row in csv.DictReader(file) if row.get(metric)]
     if not values:
-        raise ZooError(f"{folder} ended without {metric}: it was interrupted. Remove it and start the command again.")
-    new = done.with_suffix(".new")
-    new.write_text(json.dumps({"settings": settings, "value": float(values[-1])}, indent=2), encoding="utf-8")
-    os.replace(new, done)
+        raise ZooError(f"{folder} ended without {metric}.")
+    _keep(done, settings, float(values[-1]))
     return float(values[-1])
+
+
+def _keep(done: Path, settings: dict[str, Any], value: float | None) -> None:
+    new = done.with_suffix(".new")
+    try:
+        done.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps({"settings": settings, "value": value}, indent=2), encoding="utf-8")
+        os.replace(new, done)
+    except OSError as error:
+        raise ZooError(f"Cannot write {done.parent}: {error.strerror or error}.") from error
 
 
 def _size(word: str) -> tuple[int, int]:
