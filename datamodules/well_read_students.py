@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +32,11 @@ class UnlabelledTexts(Dataset):
 
     def __len__(self) -> int:
         return len(self.batch["input_ids"])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each text."""
+        return self.batch["attention_mask"].sum(1).numpy()
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[index] for name, value in self.batch.items()} | {"index": torch.tensor(index)}
@@ -57,6 +63,7 @@ class TransferDataModule(TextClassificationDataModule):
         tokenizer: str | None = None,
         max_length: int = 128,
         limit: int | None = None,
+        bucket_by_length: bool = False,
         on_bad_text: Any = "error",
         batch_size: int = 32,
         num_workers: int = 2,
@@ -64,7 +71,7 @@ class TransferDataModule(TextClassificationDataModule):
     ) -> None:
         super().__init__(
             root, task, text_column, pair_column, label_column, tokenizer=tokenizer, max_length=max_length,
-            on_bad_text=on_bad_text, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
+            bucket_by_length=bucket_by_length, on_bad_text=on_bad_text, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)
         if transfer != PYTHON_DOCS and not Path(transfer).expanduser().is_file():
@@ -98,7 +105,8 @@ class TransferDataModule(TextClassificationDataModule):
             yield {name: value[start : start + size] for name, value in batch.items()}
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(self.transfer_data, train=True)  # type: ignore[arg-type]
+        data: Any = self.transfer_data
+        return self.loader(data, train=True, lengths=data.lengths if self.bucket_by_length else None)
 
 
 def write_python_docs(folder: Path, num_classes: int = 10, least: int = 50) -> tuple[Path, Path, Path]:

@@ -80,7 +80,7 @@ def compare(
     output.mkdir(parents=True, exist_ok=True)
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
-    tuned = {**common, "data.root": labelled, "trainer.callbacks": "null"}
+    tuned = {**common, "data.root": labelled, "data.bucket_by_length": "true", "trainer.callbacks": "null"}
 
     def pretrain(who: str, steps: int) -> Path:
         layers, width = sizes[who]
