@@ -49,6 +49,7 @@ class TransferDataModule(TextClassificationDataModule):
         transfer: the transfer set: a text file, one `text` or `text<TAB>text` a line; a `.csv`, `.tsv` or `.jsonl`,
             of which `text_column` and `pair_column` are read and nothing else; or "python-docs": the training
             docstrings and the other packages' ones, without labels.
+        bucket_by_length: training batches of texts of like length: less padding.
         others: the labelled data for validation, as in `TextClassificationDataModule`.
     """
 
@@ -71,7 +72,8 @@ class TransferDataModule(TextClassificationDataModule):
     ) -> None:
         super().__init__(
             root, task, text_column, pair_column, label_column, tokenizer=tokenizer, max_length=max_length,
-            bucket_by_length=bucket_by_length, on_bad_text=on_bad_text, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
+            bucket_by_length=bucket_by_length, on_bad_text=on_bad_text, batch_size=batch_size,
+            num_workers=num_workers, pin_memory=pin_memory,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)
         if transfer != PYTHON_DOCS and not Path(transfer).expanduser().is_file():
