@@ -56,17 +56,17 @@ def compare(
     teacher: Annotated[
         str, typer.Option(help="Likewise of the teacher; of equal width, TD and TF are the student's size.")
     ] = "4x128",
-    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 4096,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 64,
-    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1000,
-    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1500,
-    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 10,
+    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 2048,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 48,
+    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1600,
+    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1600,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 20,
     distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
     pretrain_batch: Annotated[int, typer.Option(min=1, help="Sentence pairs of a pre-training step.")] = 16,
-    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.02,
-    pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
-    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 5e-4,
-    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 2e-4,
+    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.08,
+    pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 1e-3,
+    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 1e-3,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of each loader.")] = 0,
 ) -> None:
     """Compare Pre-trained Distillation with its baselines, the teacher trained in the same command.
