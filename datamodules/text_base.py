@@ -37,6 +37,12 @@ class TextDataModule(ZooDataModule):
     max_length: int = 0
 
     @staticmethod
+    def check_limit(limit: int | None) -> None:
+        """Raises `ZooError` for a limit that leaves nothing."""
+        if limit is not None and limit < 1:
+            raise ZooError(f"data.limit is at least 1, not {limit}.")
+
+    @staticmethod
     def named_tokenizer(name: str | None) -> Any:
         """The tokenizer of that path or hub id; None without one."""
         return load_tokenizer(name) if name else None

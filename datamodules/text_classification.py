@@ -84,6 +84,7 @@ class TextClassificationDataModule(TextDataModule):
         self.save_hyperparameters(logger=False)
         if task != "own" and task not in GLUE:
             raise ZooError(f"There is no task {task!r}.{did_you_mean(task, GLUE)}")
+        self.check_limit(limit)
         if mismatched and task != "mnli":
             raise ZooError(f"data.mismatched is MNLI's, the task is {task}.")
         if root not in (PYTHON_DOCS, "hub") and not Path(root).expanduser().is_dir():

@@ -59,6 +59,7 @@ class SquadDataModule(TextDataModule):
             raise ZooError(f"data.version is auto, 1.1 or 2.0, not {version!r}.")
         if doc_stride < 1 or max_query < 1 or max_length < 8:
             raise ZooError("doc_stride and max_query are at least 1, max_length at least 8.")
+        self.check_limit(limit)
         if root != "hub" and not Path(root).expanduser().is_dir():
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
         self.max_length = max_length
@@ -129,6 +130,8 @@ class SquadDataModule(TextDataModule):
         h = self.hparams
         shape = (self.tokenizer, h.max_length, h.doc_stride, h.max_query)
         self.train_data = SquadWindows(train, *shape, train=True, bad=self._bad)
+        if not len(self.train_data):
+            raise ZooError(f"None of the {len(train.questions)} training questions of {h.root} can be used.")
         self.val_data = SquadWindows(dev, *shape)
 
     def windows(self, stage: str) -> SquadWindows:

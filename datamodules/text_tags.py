@@ -164,6 +164,7 @@ class TaggingDataModule(TextDataModule):
         self.save_hyperparameters(logger=False)
         if not Path(root).expanduser().is_dir():
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
+        self.check_limit(limit)
         if scheme not in ("bioes", "as_is"):
             raise ZooError(f"data.scheme is bioes or as_is, not {scheme!r}.")
         if max_length < 8 or segment not in (0, 1):

@@ -78,6 +78,7 @@ class TransferDataModule(TextClassificationDataModule):
         self.save_hyperparameters(logger=False)
         if transfer != PYTHON_DOCS and not Path(transfer).expanduser().is_file():
             raise ZooError(f"There is no transfer file {transfer!r}: give one with --data.transfer.")
+        self.check_limit(limit)
         self.transfer, self.transfer_limit = transfer, limit
         self.transfer_data: UnlabelledTexts | None = None
 
