@@ -77,7 +77,11 @@ def compare(
     library a docstring is from; held-out docstrings are in none of the training text.
     """
     sizes = {"student": _size(student), "teacher": _size(teacher)}
-    output.mkdir(parents=True, exist_ok=True)
+    # Now, and not when the teacher has been trained.
+    if labelled != "python-docs" and not Path(labelled).expanduser().is_dir():
+        raise ZooError(f"There is no folder {labelled}: give --labelled one with train and dev.")
+    if transfer != "python-docs" and not Path(transfer).expanduser().is_file():
+        raise ZooError(f"There is no file {transfer}: give --transfer unlabelled text, one a line.")
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
     tuned = {**common, "data.root": labelled, "data.bucket_by_length": "true", "trainer.callbacks": "null"}
