@@ -175,9 +175,9 @@ def run_stage(folder: Path, recipe: str, changes: dict[str, Value], seed: int, m
     done = folder / "stage.json"
     if done.is_file():
         kept = json.loads(done.read_text(encoding="utf-8"))
-        if kept["settings"] != settings:
+        if kept["settings"] != settings and (folder / "config.yaml").is_file():  # else it never came to run
             raise ZooError(f"{folder} was made with other settings: give another folder, or remove it.")
-        if kept["value"] is not None:
+        if kept["settings"] == settings and kept["value"] is not None:
             return float(kept["value"])
     _keep(done, settings, None)
     print(f"--- {folder} ({recipe})", flush=True)
