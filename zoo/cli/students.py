@@ -62,9 +62,10 @@ def compare(
     student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1600,
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 20,
     distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
-    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sentence pairs of a pre-training step.")] = 16,
-    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.08,
-    pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 2e-3,
+    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sequences of a pre-training step.")] = 16,
+    pairs: Annotated[bool, typer.Option(help="Pre-train with next-sentence prediction too.")] = False,
+    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.04,
+    pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
     lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 1e-3,
     teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 1e-3,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of each loader.")] = 0,
@@ -90,7 +91,8 @@ def compare(
         layers, width = sizes[who]
         folder = output / f"{who}_pretrained"
         changes = {**common, "data.root": text, "data.tokenizer": "null", "data.vocab_size": vocab_size,
-                   "data.batch_size": pretrain_batch, "data.val_fraction": 0.05, "data.builder_passes": 4,
+                   "data.batch_size": pretrain_batch, "data.val_fraction": 0.05,
+                   "data.examples": "bert" if pairs else "packed", "model.heads": "mlm_nsp" if pairs else "mlm",
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
                    "model.init_std": init_std, "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
