@@ -259,13 +259,15 @@ def place(tmp_path_factory, tokenizer):
     return folder
 
 
-@pytest.mark.parametrize(("recipe", "version"), [("electra/finetune_squad", "2.0"),
-                                                 ("well_read_students/finetune_squad", "1.1")])  # fmt: skip
-def test_from_json_to_predictions(recipe, version, place, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("recipe", "version", "epochs"),
+    [("electra/finetune_squad", "2.0", "8"), ("well_read_students/finetune_squad", "1.1", "30")],
+)
+def test_from_json_to_predictions(recipe, version, epochs, place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("logging.raiseExceptions", False)
     run = str(tmp_path / "run")
     main(["run", recipe, "--run-dir", run, "--trainer.accelerator", "cpu", "--trainer.logger", "false",
-          "--trainer.max_epochs", "8", "--model.backbone", str(place / "start.ckpt"), "--model.layer_decay", "1",
+          "--trainer.max_epochs", epochs, "--model.backbone", str(place / "start.ckpt"), "--model.layer_decay", "1",
           "--model.lr", "1e-2", "--data.root", str(place), "--data.version", version, "--data.max_length", "16",
           "--data.batch_size", "16", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"])  # fmt: skip
     predictions = json.loads((tmp_path / "run" / "predictions.json").read_text(encoding="utf-8"))
