@@ -13,7 +13,9 @@ def require(*libraries: str, extra: str, why: str) -> None:
     """Raises `ZooError` unless all `libraries` (import names) are installed. `why` starts a sentence in lower case."""
     missing = [library for library in libraries if not _installed(library)]
     if missing:
-        raise ZooError(_message(why, f"{' and '.join(missing)} is not installed", extra))
+        raise ZooError(
+            _message(why, f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed", extra)
+        )
 
 
 @contextmanager
