@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -148,14 +149,25 @@ def test_droppos_can_take_its_loss_over_the_global_batch(tmp_path):
 # ---------------------------------------------------------------------- nodes, clusters, accidents
 
 
+def documented_torchrun(recipe: Path, where: str, run_dir: Path) -> str:
+    """The line of the README, for two nodes of one process each."""
+    page = Path(__file__).resolve().parents[2] / "README.md"
+    (line,) = re.findall(r"(?m)^ +(torchrun .*)$", page.read_text(encoding="utf-8"))
+    for written, meant in (("...", where), ("RECIPE", str(recipe)), (" 8", " 1")):
+        assert written in line
+        line = line.replace(written, meant)
+    return f"{line} --run-dir {run_dir}"
+
+
 def test_two_nodes_through_torchrun_and_slurm_from_the_same_file(tmp_path):
     recipe = recipe_of(tmp_path, num_nodes=2, devices=1, limit_train_batches=3)
-    port, command = free_port(), ["-m", "zoo.cli.run", "run", str(recipe), "--run-dir", str(tmp_path / "torchrun")]
+    port = free_port()
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(node),
-             "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port), *command],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            documented_torchrun(recipe, f"--node-rank {node} --master-addr 127.0.0.1 --master-port {port}",
+                                tmp_path / "torchrun"),
+            shell=True, executable="/bin/bash", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
         for node in range(2)
     ]  # fmt: skip
@@ -332,6 +344,56 @@ class Counting(Pairs):
     def validation_step(self, batch, batch_idx):
         self.all_gather(torch.zeros(()))  # a collective call in every step: none may be missing
         self.log("mean", batch.mean(), sync_dist=True, batch_size=len(batch))
+
+
+class Normalised(L.LightningModule):
+    """Batch normalisation in one, two and three dimensions."""
+
+    def __init__(self, synchronised: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.sync_batchnorm = synchronised
+        self.net = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 4, 1),
+            nn.BatchNorm2d(4, momentum=None), nn.Unflatten(1, (4, 1)), nn.BatchNorm3d(4, affine=False),
+            nn.Flatten(), nn.Linear(16, 1),
+        )  # fmt: skip
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch + batch.square()).sub(batch.sum(1, keepdim=True)).square().mean()
+
+    def on_train_start(self):
+        self.kinds = [type(module).__name__ for module in self.modules() if "Norm" in type(module).__name__]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def fit_normalised(out: Path, world: int, batch_size: int, synchronised: bool, strategy: Any = None) -> None:
+    L.seed_everything(5)
+    module = Normalised(synchronised).double()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=world, strategy=strategy or (ZooDDP() if world > 1 else "auto"), max_epochs=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        precision="64-true",
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Rows(batch_size, num_workers=0))
+    kinds = [type(part).__name__ for part in module.modules() if "Norm" in type(part).__name__]
+    if trainer.is_global_zero:
+        torch.save({"state": module.state_dict(), "during": module.kinds, "after": kinds}, out)
+
+
+def test_batch_norm_is_synchronised_where_a_module_asks_and_only_there(tmp_path):
+    runs = {"one": (1, 16, True), "two": (2, 8, True), "plain": (2, 8, False)}
+    for name, options in runs.items():
+        codes = launch(fit_normalised, options[0], tmp_path / name, tmp_path / f"{name}.pt", *options)
+        assert codes == [0] * options[0], logs(tmp_path / name)
+    one, two, plain = (torch.load(tmp_path / f"{name}.pt") for name in runs)
+    assert two["during"] == ["CPUSyncBatchNorm"] * 3
+    assert one["during"] == plain["during"] == ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+    assert not any("Sync" in kind for kind in two["after"])
+    assert_close(two["state"], one["state"])
+    assert max((plain["state"][key] - one["state"][key]).abs().max() for key in one["state"]) > 1e-3
 
 
 class Uneven(Rows):
