@@ -301,6 +301,9 @@ class _After(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.strategy.shard(trainer)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, _Before | _After)]
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.strategy.release()
 

@@ -174,6 +174,9 @@ class Stack(L.LightningModule):
             x = x * float("inf")
         return self.last(x).square().mean()
 
+    def validation_step(self, batch, batch_idx):
+        self.log("loss", self.training_step(batch, batch_idx), sync_dist=True)
+
     def on_train_batch_start(self, batch, batch_idx):
         self.held.append(sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in self.parameters()))
 
@@ -184,6 +187,9 @@ class Stack(L.LightningModule):
 class Rows(ZooDataModule):
     def train_dataloader(self) -> DataLoader:
         return self.loader(torch.randn(64, 8, generator=torch.Generator().manual_seed(1)), train=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.loader(torch.randn(16, 8, generator=torch.Generator().manual_seed(2)), train=False)
 
 
 def fit_stack(out: Path, habit: str, strategy: Any, *callbacks: Any, precision: str = "32-true") -> None:
@@ -204,6 +210,7 @@ def fit_stack(out: Path, habit: str, strategy: Any, *callbacks: Any, precision: 
         (out / f"error{trainer.global_rank}").write_text(str(error))
         return
     assert type(module) is Stack
+    trainer.validate(module, datamodule=Rows(4, num_workers=0), verbose=False)  # whole again: an ordinary module
     assert not any(hook for part in module.modules() for hook in (part._forward_pre_hooks, part._forward_hooks))
     state = [value for value in trainer.optimizers[0].state.values() if "exp_avg" in value]
     held = sum(getattr(v["exp_avg"], "to_local", lambda v=v: v["exp_avg"])().numel() for v in state)
