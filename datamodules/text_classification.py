@@ -16,7 +16,7 @@ from datamodules.text_glue import GLUE, GlueTask, glue_folder
 from datamodules.text_pretraining import labelled_docstrings
 from datamodules.text_records import read_records, read_rows
 from zoo.errors import ZooError, did_you_mean
-from zoo.nn.text import encode_texts, require
+from zoo.nn.text import encode_texts, text_packages
 
 _HUB_NAMES = {"sst": "sst2", "sts": "stsb"}
 Example = tuple[str, str | None, str]
@@ -210,7 +210,8 @@ class TextClassificationDataModule(TextDataModule):
         return examples
 
     def _hub(self, task: GlueTask, part: str) -> list[Example]:
-        datasets = require("datasets")
+        with text_packages():
+            import datasets
         name = _HUB_NAMES.get(self.hparams.task, self.hparams.task)
         dev = "validation_" + ("mis" if self.mismatched else "") + "matched" if name == "mnli" else "validation"
         split = "train" if part == "train" else dev

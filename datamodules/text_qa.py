@@ -12,7 +12,7 @@ from datamodules.text import OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_squad import Question, Squad, SquadWindows, read_squad
 from zoo.errors import ZooError
-from zoo.nn.text import require
+from zoo.nn.text import text_packages
 
 _NAMES = {
     "train": ("train.json", "train-v2.0.json", "train-v1.1.json"),
@@ -100,10 +100,10 @@ class SquadDataModule(TextDataModule):
 
     def _hub(self, part: str) -> Squad:
         name = "rajpurkar/squad" if self.hparams.version == "1.1" else "rajpurkar/squad_v2"
+        with text_packages():
+            import datasets
         try:
-            table = require("datasets").load_dataset(name, split="train" if part == "train" else "validation")
-        except ZooError:
-            raise
+            table = datasets.load_dataset(name, split="train" if part == "train" else "validation")
         except Exception as error:
             raise ZooError(
                 f"Cannot get {name} from the hub ({type(error).__name__}): give data.root a folder with its JSON."
