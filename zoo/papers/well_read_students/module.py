@@ -247,17 +247,21 @@ class CompactBert(TextModule):
     def figures(self, batch: Batch) -> dict[str, Any]:
         """The first sentences with what the model guesses for the masked words, and the curves of the run."""
         from zoo.callbacks.curves import draw_curves
-        from zoo.papers.well_read_students.figures import CURVES, draw_guesses
+        from zoo.papers.well_read_students.figures import CURVES
 
         curves = draw_curves(self.trainer, CURVES, baselines=("val/unigram_acc",))
-        drawn = {"curves": curves} if curves is not None else {}
+        return self._guesses(batch) | ({} if curves is None else {"curves": curves})
+
+    def _guesses(self, batch: Batch) -> dict[str, Any]:
+        from zoo.papers.well_read_students.figures import draw_guesses
+
         if self.tokenizer is None or self.mlm_head is None:
-            return drawn
+            return {}
         few = {key: value[:5] for key, value in batch.items()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             out = self.pretraining_task(few)
-        return drawn | {"masked_words": draw_guesses(self.tokenizer, few["input_ids"], out)}
+        return {"masked_words": draw_guesses(self.tokenizer, few["input_ids"], out)}
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
