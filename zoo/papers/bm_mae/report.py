@@ -69,6 +69,11 @@ class ReconstructionReport(Callback):
     ) -> None:
         if self.twin is None or self.optimizer is None:
             return
+        if any(name not in batch for name in MODALITIES) or not bool(batch.get("present", torch.tensor(True)).all()):
+            raise ZooError(
+                "ReconstructionReport withholds each of the four sequences in turn, so every subject needs all four: "
+                "take it out of the recipe's callbacks."
+            )
         volumes = {name: batch[name] for name in MODALITIES}
         for group in self.optimizer.param_groups:
             group["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
