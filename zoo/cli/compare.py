@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,7 @@ def compare(run: RunArgument, baseline: BaselineArgument) -> None:
         )
     if not table.row_count:
         raise ZooError("The runs share no score that both have for any subject.")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _spread(values: np.ndarray) -> str:
