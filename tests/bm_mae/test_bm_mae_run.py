@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -275,6 +276,16 @@ def test_reconstruct_overlays_its_source(tmp_path, cohort, pretrained, capsys):
     with pytest.raises(SystemExit):
         zoo_main(["reconstruct", pretrained, str(subject), "-o", str(tmp_path / "x")])
     assert "all four sequences are there" in capsys.readouterr().err
+    # Of several subjects, those that lack nothing are passed over.
+    several = shutil.copytree(cohort, tmp_path / "several")
+    with pytest.raises(SystemExit):
+        zoo_main(["reconstruct", pretrained, str(several), "-o", str(tmp_path / "y")])
+    assert "No subject lacks a sequence" in capsys.readouterr().err
+    (several / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz").unlink()
+    zoo_main(["reconstruct", pretrained, str(several), "-o", str(tmp_path / "y")])
+    shown = capsys.readouterr()
+    assert shown.out.startswith("flair\t")
+    assert shown.err.count("nothing is missing") == 7
 
 
 def test_preprocess_takes_folders_files_and_paths(cohort, pretrained):
