@@ -29,8 +29,6 @@ CONTRAST = {  # relative brightness of the tissues
 TEXTURE = {"t1": 0.12, "t1ce": 0.12, "t2": -0.10, "flair": 0.08}  # share of the common variation, with its sign
 GAIN = {"t1": 420.0, "t1ce": 520.0, "t2": 640.0, "flair": 480.0}  # scanner units
 NOISE = 0.02
-VERSION = 2
-"""Raise when the same seed gives another head: cohorts written before are then left alone."""
 NAMES = {"brats": ("_", "t1", "t1ce", "t2", "flair"), "brats-gli": ("-", "t1n", "t1c", "t2w", "t2f")}
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS voxel order at 1 mm, as BraTS has it
 
@@ -43,8 +41,7 @@ def make_subject(
     axes = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in shape), indexing="ij", sparse=True)
 
     def smooth(cells: int) -> np.ndarray:
-        """A field of unit variance that varies over about 2 / cells of the volume, but not within five voxels."""
-        cells = max(2, min(cells, min(shape) // 5))
+        """A field of unit variance that varies over about 2 / cells of the volume."""
         coarse = generator.standard_normal((cells + 1,) * 3).astype(np.float32)
         factors = [side / (cells + 1) for side in shape]
         field = ndimage.zoom(coarse, factors, order=1, mode="nearest", grid_mode=True)
@@ -115,7 +112,7 @@ def write_cohort(
     if names not in NAMES:
         raise ZooError(f"names is {' or '.join(NAMES)}, not {names!r}.")
     target = Path(folder)
-    arguments = f"{subjects} {tuple(shape)} {names} {seed} {enhancing_share} {compress} v{VERSION}\n"
+    arguments = f"{subjects} {tuple(shape)} {names} {seed} {enhancing_share} {compress}\n"
     stamp = target / ".complete"
     if stamp.is_file() and stamp.read_text() == arguments:
         return target

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.base import ZooDataModule
-from datamodules.brain_cohort import VERSION, write_cohort
+from datamodules.brain_cohort import write_cohort
 from zoo.errors import ZooError
 from zoo.extras import require
 from zoo.nn import mri
@@ -447,7 +447,7 @@ class TumourDataModule(ZooDataModule):
         if str(h.root) != "synthetic":
             return Path(h.root).expanduser()
         shape = "x".join(map(str, h.synthetic_shape))
-        return zoo_cache() / "cohorts" / f"{h.synthetic_subjects}-of-{shape}-seed{h.synthetic_seed}-v{VERSION}"
+        return zoo_cache() / "cohorts" / f"{h.synthetic_subjects}-of-{shape}-seed{h.synthetic_seed}"
 
     def prepare_data(self) -> None:
         h = self.hparams
