@@ -43,8 +43,8 @@ class ReconstructionReport(Callback):
     def __init__(
         self,
         label_subjects: int = 4,
-        label_epochs: int = 80,
-        label_lr: float = 2e-3,
+        label_epochs: int = 40,
+        label_lr: float = 1e-3,
         scratch_lr: float | None = None,
     ) -> None:
         self.label_subjects, self.label_epochs = label_subjects, label_epochs
