@@ -66,9 +66,11 @@ def test_training_batches_of_many_devices_are_those_of_accumulation(world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_recipe_on_many_processes_equals_one_that_accumulates(world, tmp_path):
-    """Ten steps of the whole of DropPos from the command line: data, augmentation, masks, schedule, optimiser."""
+    """Ten steps of the whole of DropPos from the command line: data, augmentation, masks, schedule, optimiser; and what
+    watches them changes nothing."""
     steps = ("--trainer.limit_train_batches", str(10 * world), "--trainer.accumulate_grad_batches", str(world))
-    recipe = recipe_of(tmp_path)
+    watchers = ("throughput.Throughput", "nonfinite.NonFiniteGuard")
+    recipe = recipe_of(tmp_path, callbacks=[{"class_path": f"zoo.callbacks.{name}"} for name in watchers])
     one = ["run", str(recipe), "--run-dir", str(tmp_path / "one"), *steps]
     assert launch(main, 1, tmp_path / "log1", one) == [0]
     many = ["run", str(recipe), "--run-dir", str(tmp_path / "many"), "--trainer.devices", str(world),
