@@ -9,16 +9,16 @@ import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
-from zoo.module import StateDict, ZooModule
+from zoo.module import StateDict
 from zoo.nn.images import preprocess_images
 from zoo.optim import norm_bias_groups, one_cycle
-from zoo.tasks.start import check_image_size, classes_in_data, image_size_of, start_model
+from zoo.tasks.evaluation import ImageClassifier
+from zoo.tasks.start import check_image_size, image_size_of, start_model
 
 
-class ResNetClassification(ZooModule):
+class ResNetClassification(ImageClassifier):
     """A timm ResNet with a fresh classifier, started from a backbone of the zoo or from scratch.
 
     Give `backbone` (start from pre-trained weights) or `network` (a timm ResNet with random weights). A checkpoint of
@@ -81,9 +81,7 @@ class ResNetClassification(ZooModule):
             self._build(num_classes)
 
     def _build(self, num_classes: int) -> None:
-        if num_classes < 2:
-            raise ZooError(f"There must be at least two classes to tell apart, not {num_classes}.")
-        self.num_classes = num_classes
+        self._count_classes(num_classes)
         self.backbone = timm.create_model(self.network, num_classes=num_classes, zero_init_last=False)
         if self._start is not None:
             body = {key: value for key, value in self._start.items() if not key.startswith("fc.")}
@@ -95,10 +93,6 @@ class ResNetClassification(ZooModule):
         if self.hparams.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams.label_smoothing)
-        scores = {"acc1": 1} | ({"acc5": 5} if num_classes > 5 else {})
-        self.accuracy = nn.ModuleDict(
-            {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in scores.items()}
-        )
 
     def setup(self, stage: str) -> None:
         # A ResNet takes images of any size, so only an explicit wish is held against the data.
@@ -106,12 +100,7 @@ class ResNetClassification(ZooModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             self.image_size = data.hparams.get("image_size") or self.image_size
-        if not hasattr(self, "num_classes"):
-            self._build(classes_in_data(self))
-        elif data is not None and classes_in_data(self) != self.num_classes:
-            raise ZooError(
-                f"The data has {classes_in_data(self)} classes, the model {self.num_classes}: set model.num_classes."
-            )
+        self._match_classes()
 
     # ------------------------------------------------------------------ the representation
 
@@ -137,24 +126,6 @@ class ResNetClassification(ZooModule):
         loss = self.criterion(self.classify(images).float(), labels)
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
-
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """(B, num_classes) probabilities."""
-        return self.classify(batch[0] if isinstance(batch, list | tuple) else batch).float().softmax(-1)
-
-    def _evaluate(self, batch: tuple[Tensor, ...], stage: str) -> None:
-        images, labels = batch[:2]
-        logits = self.classify(images).float()
-        self.log(f"{stage}/loss", nn.functional.cross_entropy(logits, labels), sync_dist=True, batch_size=len(images))
-        for name, metric in self.accuracy.items():
-            metric(logits, labels)
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(images))
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
