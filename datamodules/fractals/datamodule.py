@@ -208,6 +208,12 @@ class FractalsDataModule(ZooDataModule):
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.val_data, train=False)
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.hparams.task != "views" or batch[1] is None:  # None: real images for probes
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        first, second = (super(FractalsDataModule, self).on_after_batch_transfer((view,), 0)[0] for view in batch)
+        return first, second
+
     def _check_streams(self, world: int) -> None:
         parts = world * max(1, self.num_workers)
         if self.hparams.streams % parts and self.hparams.streams > 1:
