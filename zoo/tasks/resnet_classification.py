@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.module import StateDict
 from zoo.nn.images import preprocess_images
+from zoo.nn.resnets import build_resnet
 from zoo.optim import norm_bias_groups, one_cycle
 from zoo.tasks.evaluation import ImageClassifier
 from zoo.tasks.start import check_image_size, image_size_of, start_model
@@ -28,7 +28,7 @@ class ResNetClassification(ImageClassifier):
 
     Args:
         backbone: a zoo name, a manifest, a checkpoint or a run folder whose backbone is a timm ResNet.
-        network: instead of `backbone`: name of a timm ResNet.
+        network: instead of `backbone`: name of a timm ResNet. width: factor of its channels.
         num_classes: None takes it from the data.
         image_size: side of the images in pixels; None takes the data's (a ResNet takes any).
         lr, momentum, weight_decay: SGD; norm layers and biases do not decay.
@@ -44,6 +44,7 @@ class ResNetClassification(ImageClassifier):
         self,
         backbone: str | None = None,
         network: str | None = None,
+        width: float = 1.0,
         num_classes: int | None = None,
         image_size: int | None = None,
         lr: float = 0.015,
@@ -70,19 +71,17 @@ class ResNetClassification(ImageClassifier):
             encoder = model.backbone
             if not isinstance(encoder, ResNet):
                 raise ZooError(f"{backbone} has a {type(encoder).__name__}; this task fine-tunes timm's ResNets only.")
-            network = str(model.hparams.get("network"))
+            network, width = str(model.hparams.get("network")), model.hparams.get("width", 1.0)
             image_size = image_size or image_size_of(model)
             self._start = encoder.state_dict()
         assert network is not None
-        if network not in timm.list_models(module="resnet"):
-            raise ZooError(f"There is no ResNet {network!r} in timm.")
-        self.network, self.image_size = network, image_size
+        self.network, self.width, self.image_size = network, width, image_size
         if num_classes is not None:
             self._build(num_classes)
 
     def _build(self, num_classes: int) -> None:
         self._count_classes(num_classes)
-        self.backbone = timm.create_model(self.network, num_classes=num_classes, zero_init_last=False)
+        self.backbone = build_resnet(self.network, num_classes, self.width)
         if self._start is not None:
             body = {key: value for key, value in self._start.items() if not key.startswith("fc.")}
             missing, unexpected = self.backbone.load_state_dict(body, strict=False)
@@ -150,6 +149,7 @@ class ResNetClassification(ImageClassifier):
         hparams |= {
             "backbone": None,
             "network": self.network,
+            "width": self.width,
             "num_classes": self.num_classes,
             "image_size": self.image_size,
         }

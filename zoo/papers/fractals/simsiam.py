@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
 from zoo.nn.images import preprocess_images
+from zoo.nn.resnets import build_resnet
 from zoo.optim import norm_bias_groups, one_cycle
 from zoo.papers.fractals import weights
-from zoo.papers.fractals.network import build_resnet
 
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
