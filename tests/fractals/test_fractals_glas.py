@@ -86,16 +86,16 @@ def test_starts_from_fractals_and_trains(tmp_path, glands):
     trainer = Trainer(logger=False, accelerator="cpu", barebones=True)
     trainer.strategy.connect(source)
     trainer.save_checkpoint(tmp_path / "fractal.ckpt")
-    task = ImageSegmentation(backbone=str(tmp_path / "fractal.ckpt"), image_size=64, lr=0.05, mixup=0.0)
+    task = ImageSegmentation(backbone=str(tmp_path / "fractal.ckpt"), image_size=32, lr=0.05, mixup=0.0)
     own = source.backbone.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in task.backbone.state_dict().items())
     trainer = Trainer(
-        default_root_dir=tmp_path, max_epochs=6, check_val_every_n_epoch=6, logger=False, enable_checkpointing=False,
+        default_root_dir=tmp_path, max_epochs=14, check_val_every_n_epoch=14, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, accelerator="cpu",
         callbacks=[Figures()],
     )  # fmt: skip
     torch.manual_seed(0)
-    trainer.fit(task, data(glands))
+    trainer.fit(task, data(glands, image_size=32))
     assert trainer.callback_metrics["val/iou"] > 0.5  # bright ellipses are easily found
     assert list(tmp_path.rglob("figures/segmentation.png"))
     trainer.save_checkpoint(tmp_path / "unet.ckpt")
