@@ -86,7 +86,7 @@ def test_starts_from_fractals_and_trains(tmp_path, glands):
     trainer = Trainer(logger=False, accelerator="cpu", barebones=True)
     trainer.strategy.connect(source)
     trainer.save_checkpoint(tmp_path / "fractal.ckpt")
-    task = ImageSegmentation(backbone=str(tmp_path / "fractal.ckpt"), image_size=32, lr=0.05, mixup=0.0)
+    task = ImageSegmentation(backbone=str(tmp_path / "fractal.ckpt"), image_size=64, lr=0.05, mixup=0.0)
     own = source.backbone.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in task.backbone.state_dict().items())
     trainer = Trainer(
@@ -95,7 +95,7 @@ def test_starts_from_fractals_and_trains(tmp_path, glands):
         callbacks=[Figures()],
     )  # fmt: skip
     torch.manual_seed(0)
-    trainer.fit(task, data(glands, image_size=32))
+    trainer.fit(task, data(glands))
     assert trainer.callback_metrics["val/iou"] > 0.5  # bright ellipses are easily found
     assert list(tmp_path.rglob("figures/segmentation.png"))
     trainer.save_checkpoint(tmp_path / "unet.ckpt")
