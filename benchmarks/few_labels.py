@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("backbone", help="zoo name, checkpoint or run folder")
     parser.add_argument("--root", required=True, help="labelled images, as datamodules.images takes them")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction; 0: none")
     parser.add_argument("--lr", type=float, help="of fine-tuning; by default 1e-3 for a ViT, 0.015 for a ResNet")
     parser.add_argument("--scratch-lr", type=float, help="from scratch; by default 1e-3 for a ViT, 0.15 for a ResNet")
     parser.add_argument("--precision", default="32-true", help="of the Trainer; bf16-mixed where that is faster")
@@ -123,7 +123,7 @@ def main() -> None:
             subset = (train_x[chosen], train_y[chosen])
             row = {"weights": side, "labels": fraction, "knn": knn_accuracy(subset, held_out)}
             row["linear"] = linear_probe_accuracy(subset, held_out, max_iter=300)
-            if not args.no_finetune:
+            if epochs and not args.no_finetune:
                 started = time.time()
                 row["finetune"] = finetune(args, side, fraction, epochs)
                 row |= {"finetune_epochs": epochs, "finetune_seconds": round(time.time() - started)}
