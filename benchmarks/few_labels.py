@@ -16,6 +16,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning import Trainer, seed_everything
 from rich.console import Console
@@ -87,7 +88,9 @@ def main() -> None:
     parser.add_argument("backbone", help="zoo name, checkpoint or run folder")
     parser.add_argument("--root", required=True, help="labelled images, as datamodules.images takes them")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction; 0: none")
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction; 0: none"
+    )
     parser.add_argument("--lr", type=float, help="of fine-tuning; by default 1e-3 for a ViT, 0.015 for a ResNet")
     parser.add_argument("--scratch-lr", type=float, help="from scratch; by default 1e-3 for a ViT, 0.15 for a ResNet")
     parser.add_argument("--precision", default="32-true", help="of the Trainer; bf16-mixed where that is faster")
@@ -116,10 +119,12 @@ def main() -> None:
     for side, model in sides.items():
         if args.only not in (None, side):
             continue
-        everything = data(args, 1.0, model.hparams.image_size, "none")
-        (train_x, train_y), held_out = features(args, model, everything)
+        source = data(args, max(args.fractions), model.hparams.image_size, "none")
+        (train_x, train_y), held_out = features(args, model, source)
+        labels = source.train_data.labels
+        there = few_label_subset(labels, max(args.fractions), args.seed)
         for fraction, epochs in zip(args.fractions, args.epochs, strict=True):
-            chosen = few_label_subset(train_y, fraction, args.seed)
+            chosen = np.searchsorted(there, few_label_subset(labels, fraction, args.seed))
             subset = (train_x[chosen], train_y[chosen])
             row = {"weights": side, "labels": fraction, "knn": knn_accuracy(subset, held_out)}
             row["linear"] = linear_probe_accuracy(subset, held_out, max_iter=300)
