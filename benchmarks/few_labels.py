@@ -4,9 +4,9 @@
 
 Each share of the labels is drawn stratified by the seed; a smaller share lies within a larger one. "scratch" is
 the same network with random weights: its untrained features for the probes, training from the start for fine-tuning
-with the same epochs (0 for none) and augmentation. A ViT gets AdamW with the same peak learning rate on both sides, without
-layer-wise decay from scratch, since that is meant for layers that are already good. A ResNet gets SGD, by default with
-Anderson & Farrell's rates: 0.015 and ten times that for the classifier, 0.15 throughout from scratch.
+with the same epochs (0 for none) and augmentation. A ViT gets AdamW with the same peak learning rate on both sides,
+without layer-wise decay from scratch, since that is meant for layers that are already good. A ResNet gets SGD, by
+default with Anderson & Farrell's rates: 0.015 and ten times that for the classifier, 0.15 throughout from scratch.
 """
 
 from __future__ import annotations
