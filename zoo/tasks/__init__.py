@@ -1,6 +1,7 @@
 """LightningModules for fine-tuning and evaluation that take any pre-trained backbone."""
 
 from zoo.tasks.image_classification import ImageClassification
+from zoo.tasks.image_segmentation import ImageSegmentation
 from zoo.tasks.knn import KNN
 from zoo.tasks.linear_probe import LinearProbe
 from zoo.tasks.question_answering import QuestionAnswering
@@ -13,6 +14,7 @@ from zoo.tasks.volume_segmentation import VolumeSegmentation
 __all__ = [
     "KNN",
     "ImageClassification",
+    "ImageSegmentation",
     "LinearProbe",
     "QuestionAnswering",
     "ResNetClassification",
