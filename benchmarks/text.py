@@ -42,7 +42,8 @@ def plain_step(model: Electra, batch: dict[str, torch.Tensor], discriminator: An
     with torch.no_grad():
         noise = -torch.log(-torch.log(torch.rand_like(chosen) + 1e-9) + 1e-9)
         sampled = (chosen + noise).argmax(-1)
-    corrupted, labels = replace_tokens(ids, masked, sampled)
+    corrupted, _ = replace_tokens(ids, masked, sampled)
+    labels = (corrupted != ids).long()
     return loss + 50 * discriminator(input_ids=corrupted, attention_mask=mask, labels=labels).loss
 
 
