@@ -199,7 +199,7 @@ def official_builder(folder: str, vocab: str) -> Callable[[list[str]], int]:
     tf = types.ModuleType("tensorflow")
     v1 = types.ModuleType("tensorflow.compat.v1")
     v1.train = types.SimpleNamespace(Example=Nothing, Features=Nothing, Feature=Nothing, Int64List=Nothing)  # type: ignore[attr-defined]
-    opened = types.SimpleNamespace(GFile=lambda path, mode: Path(path).open(mode, encoding="utf-8"))
+    opened = types.SimpleNamespace(GFile=lambda path, mode: Path(path).open(mode, encoding="utf-8"))  # noqa: SIM115
     v1.io = types.SimpleNamespace(gfile=opened)  # type: ignore[attr-defined]
     sys.modules |= {"tensorflow": tf, "tensorflow.compat": types.ModuleType("tensorflow.compat")}
     sys.modules["tensorflow.compat.v1"] = v1
