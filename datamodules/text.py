@@ -205,8 +205,8 @@ def _packages(root: str) -> tuple[str, ...]:
 def python_documents(min_chars: int = 40, packages: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """(package, text) of the manual's topics ("topics") and of every docstring in the standard library of this Python.
 
-    Docstrings of the installed `packages` follow. Docstrings shorter than `min_chars` are left out, a text that comes
-    twice is taken once. Parsing takes seconds, so the result is kept in the cache, by the versions.
+    Docstrings of the installed `packages` follow, without lines that have no letter. Docstrings shorter than
+    `min_chars` are left out, a text that comes twice is taken once. Parsing takes seconds, so the result is kept in the cache, by the versions.
 
     Raises:
         ZooError: a package is not installed.
@@ -233,6 +233,7 @@ def _docs_key(packages: tuple[str, ...]) -> str:
     return "|".join(versions)
 
 
+_LETTER = re.compile(r"[^\W\d_]")
 _NO_DOCS = ("test", "tests", "testing", "idlelib", "site-packages", "lib2to3", "turtledemo", "__pycache__",
             "pydoc_data", "_vendor")  # fmt: skip
 
@@ -285,6 +286,8 @@ def _docstrings(root: Path, package: str | None, min_chars: int) -> list[tuple[s
             for node in ast.walk(tree):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                     text = ast.get_docstring(node)
+                    if text and package:  # the rules under numpydoc's headings are no text
+                        text = "\n".join(line for line in text.splitlines() if _LETTER.search(line))
                     if text and len(text) >= min_chars:
                         found.append((name, text))
     return found
