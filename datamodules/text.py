@@ -206,7 +206,8 @@ def python_documents(min_chars: int = 40, packages: tuple[str, ...] = ()) -> lis
     """(package, text) of the manual's topics ("topics") and of every docstring in the standard library of this Python.
 
     Docstrings of the installed `packages` follow, without lines that have no letter. Docstrings shorter than
-    `min_chars` are left out, a text that comes twice is taken once. Parsing takes seconds, so the result is kept in the cache, by the versions.
+    `min_chars` are left out, a text that comes twice is taken once. Parsing takes seconds, so the result is kept in the
+    cache, by the versions.
 
     Raises:
         ZooError: a package is not installed.

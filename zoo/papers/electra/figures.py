@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LINE = 122  # characters
 _ROWS = 4  # lines of a sequence
+_BASELINES = {"val/disc_loss_prior": "share of replaced tokens alone", "val/unigram_acc": "most frequent token"}
 
 
 def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max_texts: int = 3) -> Figure:
@@ -94,6 +95,7 @@ def draw_curves(trainer: Any) -> Figure | None:
         ("generator loss", ("train/mlm_loss", "val/mlm_loss")),
         ("discriminator loss", ("train/disc_loss", "val/disc_loss", "val/disc_loss_prior")),
         ("discriminator AUC", ("val/disc_auc",)),
+        ("masked-token accuracy", ("val/mlm_acc", "val/main_acc", "val/unigram_acc")),
     ]
     panels = [(title, [key for key in keys if any(row.get(key) for row in rows)]) for title, keys in panels]
     panels = [(title, keys) for title, keys in panels if keys]
@@ -103,9 +105,9 @@ def draw_curves(trainer: Any) -> Figure | None:
     for axis, (title, keys) in zip(axes[0], panels, strict=True):
         for key in keys:
             points = torch.tensor([(float(row["step"]), float(row[key])) for row in rows if row.get(key)])
-            style = {"linestyle": "--", "color": "0.5"} if key.endswith("prior") else {}
+            name = _BASELINES.get(key, key)
+            style = {"linestyle": "--", "color": "0.5"} if key in _BASELINES else {}
             marker = "" if key.startswith("train") else "."
-            name = "share of replaced tokens alone" if key.endswith("prior") else key
             axis.plot(points[:, 0], points[:, 1], marker=marker, label=name, **style)
         axis.set(title=title, xlabel="step")
         axis.legend(fontsize=7)
