@@ -211,3 +211,56 @@ def test_tokenizer_travels_and_must_fit():
 def test_wrong_settings_are_refused(change, message):
     with pytest.raises(ZooError, match=message):
         Electra(**{**TINY, **change})
+
+
+@pytest.mark.parametrize("network", ["discriminator", "generator"])
+def test_files_that_transformers_writes_load_by_name(tmp_path, network):
+    import zoo
+    from zoo.nn.text_mlm import Masked
+
+    torch.manual_seed(0)
+    model = Electra(**TINY, tokenizer=None).eval()
+    model.to_transformers(network).save_pretrained(tmp_path)
+    sizes = {key: TINY[key] for key in ("vocab_size", "num_layers", "embedding_size", "max_positions")}
+    if network == "discriminator":
+        sizes |= {key: TINY[key] for key in ("hidden_size", "num_heads", "intermediate_size")}
+    else:
+        sizes |= {"hidden_size": 8, "num_heads": 1, "intermediate_size": 32}
+    back = zoo.load(f"electra-small-{network}", weights=tmp_path / "model.safetensors", tokenizer=None, **sizes)
+    ids, _ = batch_of([32, 32])
+    if network == "discriminator":
+        torch.testing.assert_close(back.forward_tokens({"input_ids": ids}), model.forward_tokens({"input_ids": ids}))
+    else:
+        masked = Masked(ids, torch.tensor([[1, 2], [3, 4]]), ids[:, :2], torch.ones(2, 2))
+        torch.testing.assert_close(
+            back.generator_logits(masked, None, None), model.generator_logits(masked, None, None)
+        )
+    # The official names too, with the optimiser's slots that a TensorFlow checkpoint holds.
+    state = model.official_state_dict()
+    state |= {"global_step": torch.tensor(3), "electra/embeddings/word_embeddings/adam_m": torch.zeros(150, 16)}
+    again = Electra(**TINY, tokenizer=None)
+    again.load_weights(state)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_fine_tuning_in_memory_learns_what_the_words_give_away():
+    from zoo.tasks.text_few_labels import finetune_text_accuracy
+
+    torch.manual_seed(0)
+    model = Electra(**TINY, tokenizer=None, generator="none")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ids, mask = batch_of([16] * 80)
+    labels = torch.arange(80) % 2
+    ids[:, 3:9] = torch.where(labels[:, None] > 0, 120, 130)
+    data = ({"input_ids": ids, "attention_mask": mask}, labels)
+    state = torch.random.get_rng_state()
+    found = [
+        finetune_text_accuracy(model, data, data, pretrained=flag, steps=60, lr=3e-3, seed=0) for flag in (True, False)
+    ]
+    assert min(found) > 0.9
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():  # every token alike: the pre-trained weights are used, if nothing can be told apart
+        model.backbone.embeddings.LayerNorm.weight.zero_()
+        model.backbone.embeddings.LayerNorm.bias.zero_()
+    assert finetune_text_accuracy(model, data, data, steps=2, lr=1e-6, seed=0) == 0.5
