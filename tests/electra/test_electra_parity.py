@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from support_golden import golden_cases
+from support_golden import Replay, golden_cases
 
 from zoo.nn.text import additive_mask
 from zoo.optim_text import BertAdam, decays, layer_scale, schedule_factor
@@ -125,23 +125,6 @@ def test_optimiser_and_schedule_step_for_step(golden_dir):
                 torch.testing.assert_close(
                     parameter.detach(), case["params_after_step"][key][step], rtol=0, atol=1e-6, msg=f"{name} {key}"
                 )
-
-
-class Replay:
-    """Gives back recorded draws, and checks that the right ones are asked for."""
-
-    def __init__(self, draws):
-        self.draws = list(draws)
-
-    def random(self):
-        kind, value = self.draws.pop(0)
-        assert kind == "random"
-        return value
-
-    def randint(self, a, b):
-        kind, low, high, value = self.draws.pop(0)
-        assert (kind, low, high) == ("randint", a, b)
-        return value
 
 
 def test_example_builder_token_for_token(golden_dir):
