@@ -16,7 +16,15 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
 from zoo.nn.text import additive_mask
-from zoo.nn.text_mlm import Masked, MaskedLMHead, candidates, gather_places, init_truncated, masked_lm_loss
+from zoo.nn.text_mlm import (
+    Masked,
+    MaskedLMHead,
+    candidates,
+    gather_places,
+    init_sinusoidal,
+    init_truncated,
+    masked_lm_loss,
+)
 from zoo.nn.text_module import FROM_DATA
 from zoo.nn.text_pretraining import PretrainedText
 from zoo.papers.electra import losses, weights
@@ -68,7 +76,8 @@ class Electra(PretrainedText):
         temperature: of the generator's samples.
         disallow_correct: never sample the original token.
         dropout: of hidden states and attention, both networks.
-        init_std: of the start values.
+        init_std: of the start values; init_positions: of the position table, "normal" as the paper, or "sinusoidal" for
+            trainings of minutes.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; rate (1 - t/T) * min(1, t/warm-up).
             warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm over both networks.
@@ -100,6 +109,7 @@ class Electra(PretrainedText):
         disallow_correct: bool = False,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        init_positions: Literal["normal", "sinusoidal"] = "normal",
         lr: float = 5e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -126,6 +136,8 @@ class Electra(PretrainedText):
         self._build_generator(config)
         # The official code names no start value for these two, so TensorFlow's own.
         init_truncated(self, init_std, glorot=("embeddings_project", "dense_prediction"))
+        if init_positions == "sinusoidal":
+            init_sinusoidal(self.backbone.embeddings.position_embeddings, init_std)
         self.add_tokenizer_buffer()
         self.auc = BinaryAUROC()
 
