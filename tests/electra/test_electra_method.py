@@ -264,3 +264,14 @@ def test_fine_tuning_in_memory_learns_what_the_words_give_away():
         model.backbone.embeddings.LayerNorm.weight.zero_()
         model.backbone.embeddings.LayerNorm.bias.zero_()
     assert finetune_text_accuracy(model, data, data, steps=2, lr=1e-6, seed=0) == 0.5
+
+
+def test_sinusoidal_positions_make_neighbours_alike_everywhere():
+    torch.manual_seed(0)
+    table = Electra(**TINY, init_positions="sinusoidal", init_std=0.1).backbone.embeddings.position_embeddings.weight
+    products = table @ table.t()
+    for distance in (0, 1, 3):
+        along = products.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-4, atol=1e-6)
+    assert products[5, 5] > products[5, 6] > products[5, 8]
+    assert table.std().item() == pytest.approx(0.1, abs=0.02)
