@@ -38,7 +38,7 @@ from zoo.papers.electra.network import (
     encode,
     generator_config,
 )
-from zoo.papers.electra.stages import ElectraOutput, start_second_stage
+from zoo.papers.electra.stages import ElectraOutput, check_modes, start_second_stage
 
 Batch = dict[str, Tensor]
 Objective = Literal["rtd", "rtd_masked", "mlm", "replace_mlm", "all_tokens_mlm", "electric"]
@@ -119,7 +119,8 @@ class Electra(PretrainedText):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._check_arguments()
+        self.check_encoder()
+        check_modes(self.hparams)
         config = electra_config(
             vocab_size, hidden_size, num_layers, num_heads, intermediate_size, embedding_size, max_positions, dropout
         )
@@ -162,26 +163,6 @@ class Electra(PretrainedText):
         if h.generator == "frozen":
             self.generator.requires_grad_(False)  # type: ignore[union-attr]
             self.generator_predictions.requires_grad_(False)
-
-    def _check_arguments(self) -> None:
-        h = self.hparams
-        self.check_encoder()
-        if h.temperature <= 0:
-            raise ZooError(f"temperature lies above 0, not at {h.temperature}.")
-        if h.objective == "mlm" and h.generator != "mlm":
-            raise ZooError("objective 'mlm' trains the masked language model itself: leave generator at 'mlm'.")
-        if h.objective == "electric" and h.generator != "two_tower":
-            raise ZooError("objective 'electric' scores tokens against two towers: set generator to 'two_tower'.")
-        if h.generator in ("uniform", "none", "frozen") and h.sharing != "embeddings":
-            raise ZooError(f"sharing {h.sharing!r} has no meaning without a generator that learns.")
-        if h.generator == "two_tower" and h.sharing == "all":
-            raise ZooError("Two towers cannot be the discriminator too: set sharing to 'embeddings' or 'none'.")
-        if h.init_from is not None and h.generator != "frozen":
-            raise ZooError("init_from starts the second of two stages: set generator to 'frozen' with it.")
-        if not 0 < h.generator_size <= 1 or not 0 < h.generator_layers <= 1:
-            raise ZooError(
-                "generator_size and generator_layers are shares of the discriminator, above 0 and at most 1."
-            )
 
     @property
     def disc_weight(self) -> float:

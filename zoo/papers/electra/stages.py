@@ -1,9 +1,9 @@
-"""What a step gives, and where the second of two stages starts."""
+"""What a step gives, which modes go together, and where the second of two stages starts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -41,6 +41,24 @@ class ElectraOutput:
     disc_logits: Tensor | None = None
     disc_loss: Tensor | None = None
     token_logits: Tensor | None = None
+
+
+def check_modes(h: Any) -> None:
+    """Raises `ZooError` for hyper-parameters that do not go together."""
+    if h.temperature <= 0:
+        raise ZooError(f"temperature lies above 0, not at {h.temperature}.")
+    if h.objective == "mlm" and h.generator != "mlm":
+        raise ZooError("objective 'mlm' trains the masked language model itself: leave generator at 'mlm'.")
+    if h.objective == "electric" and h.generator != "two_tower":
+        raise ZooError("objective 'electric' scores tokens against two towers: set generator to 'two_tower'.")
+    if h.generator in ("uniform", "none", "frozen") and h.sharing != "embeddings":
+        raise ZooError(f"sharing {h.sharing!r} has no meaning without a generator that learns.")
+    if h.generator == "two_tower" and h.sharing == "all":
+        raise ZooError("Two towers cannot be the discriminator too: set sharing to 'embeddings' or 'none'.")
+    if h.init_from is not None and h.generator != "frozen":
+        raise ZooError("init_from starts the second of two stages: set generator to 'frozen' with it.")
+    if not 0 < h.generator_size <= 1 or not 0 < h.generator_layers <= 1:
+        raise ZooError("generator_size and generator_layers are shares of the discriminator, above 0 and at most 1.")
 
 
 def start_second_stage(model: Electra) -> None:
