@@ -204,6 +204,9 @@ def official_builder(folder: str, vocab: str) -> Callable[[list[str]], int]:
     sys.modules |= {"tensorflow": tf, "tensorflow.compat": types.ModuleType("tensorflow.compat")}
     sys.modules["tensorflow.compat.v1"] = v1
     sys.modules["tensorflow.compat"].v1 = v1  # type: ignore[attr-defined]
+    six = types.ModuleType("six")
+    six.PY2, six.PY3 = False, True  # type: ignore[attr-defined]
+    sys.modules.setdefault("six", six)
     sys.path.insert(0, folder)
     import build_pretraining_dataset as official  # type: ignore[import-not-found]
     from model.tokenization import FullTokenizer  # type: ignore[import-not-found]
