@@ -23,30 +23,31 @@ _BASELINES = {"val/disc_loss_prior": "share of replaced tokens alone", "val/unig
 def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max_texts: int = 3) -> Figure:
     """The discriminator's input, shaded by its probability that a token was replaced.
 
-    Framed: really replaced, the original above it. Dark without a frame is a false alarm, light in a frame a miss.
+    Framed: really replaced, the original above it. Bold: as many of the most suspected tokens as were replaced.
 
     Args:
         batch: `input_ids` (B, L) the original text; out: an `ElectraOutput` for it.
     """
     probability = out.disc_logits.detach().float().sigmoid().cpu()
+    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).cpu()
+    probability = probability * real
     original, shown, labels = (x.cpu() for x in (batch["input_ids"], out.disc_input_ids, out.disc_labels))
     count = min(max_texts, len(shown))
     figure, axes = plt.subplots(count, 1, figsize=(12, 1.6 * count + 0.5), squeeze=False)
-    colours = plt.get_cmap("YlOrRd")
+    colours, top = plt.get_cmap("YlOrRd"), max(float(probability[:count].max()), 1e-6)
     for row, axis in enumerate(axes[:, 0]):
         tokens, before = tokens_of(tokenizer, shown[row].tolist()), tokens_of(tokenizer, original[row].tolist())
+        total = int(labels[row].sum())
+        suspects = set(probability[row].topk(total).indices.tolist())
+        hits = sum(bool(labels[row, at]) for at in suspects)
         column = line = 0
-        hits = total = 0
         for at, token in enumerate(tokens):
-            replaced = bool(labels[row, at])
+            replaced, shade = bool(labels[row, at]), float(probability[row, at])
             width = max(len(token), len(before[at]) if replaced else 0) + 1
             if column + width > _LINE:
                 column, line = 0, line + 1
             if line >= _ROWS or token == "[PAD]":
                 break
-            shade = float(probability[row, at])
-            total += replaced
-            hits += replaced and shade > 0.5
             axis.text(
                 column / _LINE,
                 -line,
@@ -54,10 +55,11 @@ def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max
                 family="monospace",
                 fontsize=9,
                 va="center",
-                color="white" if shade > 0.6 else "black",
+                weight="bold" if at in suspects else "normal",
+                color="white" if shade > 0.7 * top else "black",
                 bbox={
                     "boxstyle": "round,pad=0.12",
-                    "facecolor": colours(shade * 0.9) if shade > 0.05 else "white",
+                    "facecolor": colours(shade / top * 0.9) if shade > 0.05 else "white",
                     "edgecolor": "tab:blue" if replaced else "none",
                     "linewidth": 1.6,
                 },
@@ -69,10 +71,15 @@ def draw_detection(tokenizer: Tokenizer, batch: dict[str, Tensor], out: Any, max
                 )  # fmt: skip
             column += width
         axis.set(xlim=(-0.005, 1), ylim=(-_ROWS + 0.4, 0.7))
-        axis.set_title(f"{hits} of {total} replaced tokens found", fontsize=9, loc="right", pad=2)
+        chance = total * total / int(real[row].sum())
+        axis.set_title(
+            f"of the {total} most suspected tokens (bold) {hits} were replaced; by chance {chance:.1f}",
+            fontsize=9, loc="right", pad=2,
+        )  # fmt: skip
         axis.axis("off")
     figure.suptitle(
-        "Shade: how sure the discriminator is that a token was replaced. Blue frame: it was; above it the original.",
+        f"Shade: how sure the discriminator is that a token was replaced (darkest {top:.0%}). "
+        "Blue frame: it was; above it the original.",
         fontsize=10,
     )
     figure.tight_layout()
