@@ -6,6 +6,7 @@ import csv
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -90,7 +91,7 @@ def draw_curves(trainer: Any) -> Figure | None:
     """Losses and replaced-token AUC over the steps of the run, from its metrics file; None if there is none yet."""
     rows: list[dict[str, str]] = []
     for logger in trainer.loggers:
-        if type(logger).__name__ == "CSVLogger":
+        if isinstance(logger, CSVLogger):
             logger.save()
             path = f"{logger.log_dir}/metrics.csv"
             try:
