@@ -1,93 +1,169 @@
-"""Speed of the text rooms: ELECTRA's training step beside a plain one, and the data pipeline beside a plain builder.
+"""Speed of the text rooms: ELECTRA's training step beside its peers, and the data pipeline beside the official builder.
 
-    python benchmarks/text.py step --batch 16 --length 128
-    python benchmarks/text.py data
+    python benchmarks/text.py step --peer CLONE_OF_electra_pytorch
+    python benchmarks/text.py data --official CLONE_OF_electra --vocab vocab.txt
 
-`step` times ELECTRA-Small: ours, and the straightforward way to write it with transformers - vocabulary logits of all
-places, Gumbel noise for each word, eager attention - in turns within one process, from the same weights.
+`step` times whole training steps of ELECTRA-Small - both networks, backward, clipping, optimiser - in turns within one
+process, from the same start: ours; `--peer`, the model class of github.com/richarddwang/electra_pytorch (the PyTorch
+reproduction of the paper) with its sampling, its two losses and torch's fused AdamW; and the plain way to write it with
+transformers: vocabulary logits of all places, Gumbel noise for each word, eager attention.
 
-`data` times tokenising and building the official pairs, beside a word-by-word WordPiece in Python with the same builder
-(leaner than the official scripts', which also look at every character). TOKENIZERS_PARALLELISM=false compares
-single cores.
+`data` times text to examples on one core: ours; `--official`, the tokenizer and example builder of
+github.com/google-research/electra without what it does to write TensorFlow records; and a word-by-word WordPiece in
+Python, leaner than the official one since it handles plain English only.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import json
+import os
 import random
-import statistics
-import time
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import common
 import torch
-from common import machine, write_report
+from torch import nn
 from torch.nn import functional as F
 
 from datamodules.text import PYTHON_DOCS, Documents
 from datamodules.text_base import corpus_tokenizer
+from datamodules.text_encoding import LineEncoder
 from datamodules.text_packing import electra_examples
+from zoo.nn.text import load_tokenizer
+from zoo.optim_text import BertAdam, text_groups
 from zoo.papers.electra import Electra
 from zoo.papers.electra.corruption import mask_tokens, replace_tokens
 
+Step = Callable[[], Any]
 
-def plain_step(model: Electra, batch: dict[str, torch.Tensor], discriminator: Any, generator: Any) -> torch.Tensor:
+
+# ---------------------------------------------------------------- the training step
+
+
+def build_step(side: str, args: argparse.Namespace) -> tuple[Step, Electra]:
+    """One training step of a side, and the model that its weights came from."""
+    torch.manual_seed(0)
+    model = Electra(tokenizer=None, dropout=args.dropout, warmup_steps=1, num_layers=args.layers).to(args.device)
+    ids = torch.randint(1000, 30000, (args.batch, args.length), device=args.device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if side == "zoo":
+        optimizer: torch.optim.Optimizer = BertAdam(text_groups(model, lr=5e-4, weight_decay=0.01), lr=5e-4)
+        parameters = list(model.parameters())
+
+        def loss() -> torch.Tensor:
+            return model.pretraining_task(batch).loss
+    else:
+        networks = nn.ModuleList([model.to_transformers("generator"), model.to_transformers("discriminator")])
+        networks.to(args.device).train()
+        generator, discriminator = networks
+        discriminator.electra.embeddings = generator.electra.embeddings
+        generator.tie_weights()
+        parameters = list(networks.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=5e-4, fused=True)
+        if side == "plain transformers":
+            for network in networks:
+                network.set_attn_implementation("eager")
+
+            def loss() -> torch.Tensor:
+                return plain_loss(model, batch, generator, discriminator)
+        else:
+            loss = peer_loss(args.peer, model, batch, generator, discriminator)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step, model
+
+
+def plain_loss(model: Electra, batch: dict[str, torch.Tensor], generator: Any, discriminator: Any) -> torch.Tensor:
     """ELECTRA as it is usually written with transformers' classes."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     masked = mask_tokens(ids, mask, model.special, model.hparams.mask_prob)
     logits = generator(input_ids=masked.input_ids, attention_mask=mask).logits
-    index = masked.positions[..., None].expand(-1, -1, logits.shape[-1])
-    chosen = logits.gather(1, index)
+    chosen = logits.gather(1, masked.positions[..., None].expand(-1, -1, logits.shape[-1]))
     loss = F.cross_entropy(chosen.flatten(0, 1), masked.ids.flatten())
     with torch.no_grad():
         noise = -torch.log(-torch.log(torch.rand_like(chosen) + 1e-9) + 1e-9)
         sampled = (chosen + noise).argmax(-1)
-    corrupted, labels = replace_tokens(ids, masked, sampled)
+    corrupted, _ = replace_tokens(ids, masked, sampled)
+    labels = (corrupted != ids).long()
     return loss + 50 * discriminator(input_ids=corrupted, attention_mask=mask, labels=labels).loss
 
 
-def step(batch: int, length: int, rounds: int, device: str) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = Electra(tokenizer=None, dropout=0.0, warmup_steps=1).to(device)
-    discriminator, generator = (
-        model.to_transformers("discriminator").train(),
-        model.to_transformers("generator").train(),
-    )
-    for network in (discriminator, generator):
-        network.to(device)
-        network.set_attn_implementation("eager")
-    generator.electra.embeddings = discriminator.electra.embeddings
-    generator.tie_weights()
-    ids = torch.randint(1000, 30000, (batch, length), device=device)
-    data = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def peer_loss(
+    folder: str, model: Electra, batch: dict[str, torch.Tensor], generator: Any, discriminator: Any
+) -> Callable[[], torch.Tensor]:
+    """The loss of electra_pytorch: its model class is taken out of `pretrain.py`, which is a script that trains."""
+    tree = ast.parse(Path(folder, "pretrain.py").read_text(encoding="utf-8"))
+    wanted = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "ELECTRAModel"]
+    settings = types.SimpleNamespace(sampling="fp32_gumbel", my_model=False)
+    scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "c": settings}
+    exec(compile(ast.Module(wanted, []), "pretrain.py", "exec"), scope)
+    network = scope["ELECTRAModel"](generator, discriminator, types.SimpleNamespace(pad_token_id=0))
+    network.to(batch["input_ids"].device)
+    ids, lengths = batch["input_ids"], batch["attention_mask"].sum(1)
 
-    def ours() -> None:
-        model.zero_grad()
-        model.pretraining_task(data).loss.backward()
+    def loss() -> torch.Tensor:
+        masked = mask_tokens(ids, batch["attention_mask"], model.special, model.hparams.mask_prob)
+        chosen = torch.zeros_like(ids).scatter(1, masked.positions, 1).bool()
+        targets = ids.masked_fill(~chosen, -100)
+        mlm, _, disc, replaced, real, _ = network(masked.input_ids, lengths, chosen, targets)
+        disc, replaced = disc.masked_select(real), replaced.masked_select(real)
+        detection = F.binary_cross_entropy_with_logits(disc.float(), replaced.float())
+        return F.cross_entropy(mlm.float(), targets[chosen]) + 50 * detection
 
-    def plain() -> None:
-        discriminator.zero_grad()
-        generator.zero_grad()
-        plain_step(model, data, discriminator, generator).backward()
+    return loss
 
-    times = interleaved({"zoo": ours, "plain transformers": plain}, rounds, device)
-    flops = 6 * batch * length * sum(p.numel() for n, p in model.named_parameters() if "encoder" in n)
-    slots = int(0.155 * length)
-    flops += 6 * batch * slots * model.hparams.vocab_size * model.hparams.embedding_size
-    a = torch.randn(1024, 1024, device=device)
-    peak = 2 * 1024**3 / min(interleaved({"matmul": lambda: a @ a}, 20, device)["matmul"])
-    slow = times["plain transformers"]
-    rows = [
-        {
-            "side": name,
-            "ms/step": round(1e3 * statistics.median(values), 1),
-            "tokens/s": round(batch * length / statistics.median(values)),
-            "x plain": round(statistics.median(p / v for p, v in zip(slow, values, strict=True)), 2),
-            "share of peak": round(flops / statistics.median(values) / peak, 3),
-        }
-        for name, values in times.items()
+
+def step(args: argparse.Namespace) -> common.Report:
+    sides = ["zoo", *(["electra_pytorch"] if args.peer else []), "plain transformers"]
+    steps = {side: build_step(side, args) for side in sides}
+    flops = common.matmul_flops(steps["zoo"][0])
+    square = 1024
+    products, product_flops = common.matmul_sides([(square,) * 3], torch.float32, args.device)
+    runs = {side: made[0] for side, made in steps.items()} | products
+    times = common.alternate(runs, args.device, args.rounds, 1.0)
+    peak = max(product_flops[name] / common.median([t[name] for t in times]) for name in products)
+    tokens, rows = args.batch * args.length, []
+    for side in sides:
+        seconds = common.median([t[side] for t in times])
+        row = {"side": side, "ms/step": 1e3 * seconds, "tokens/s": round(tokens / seconds)}
+        for other in sides[1:]:
+            row[f"x {other}"] = round(common.median([t[other] / t[side] for t in times]), 2)
+        row["share of peak"] = round(flops / seconds / peak, 3) if side == "zoo" else None
+        if not args.no_memory:
+            given = [f"--{key}={getattr(args, key)}" for key in ("batch", "length", "layers", "dropout", "device")]
+            given += [f"--peer={args.peer}"] if args.peer else []
+            row["peak MiB"] = round(common.in_own_process(__file__, "step", f"--peak-of={side}", *given) / 2**20)
+        rows.append(row)
+    settings = {"batch": args.batch, "length": args.length, "rounds": args.rounds}
+    notes = [
+        f"{flops / 1e9:.0f} GFLOP of matrix products in one of our steps.",
+        f"Peak: a matrix product of {square} x {square} at {peak / 1e9:.0f} GFLOP/s.",
     ]
-    return report("ELECTRA-Small step", {"batch": batch, "length": length, "rounds": rounds}, device, rows)
+    return {"benchmark": "ELECTRA-Small step", "settings": settings, "machine": common.machine(args.device),
+            "rows": rows, "notes": notes}  # fmt: skip
+
+
+def peak_memory(args: argparse.Namespace) -> int:
+    """Bytes at the peak of three steps of one side, alone in this process, above what was there before."""
+    run, _ = build_step(args.peak_of, args)
+    before = common.resident_bytes("VmRSS")
+    for _ in range(3):
+        run()
+    return common.resident_bytes("VmHWM") - before
+
+
+# ---------------------------------------------------------------- text to examples
 
 
 def python_wordpiece(vocab: dict[str, int]) -> Callable[[str], list[int]]:
@@ -114,68 +190,106 @@ def python_wordpiece(vocab: dict[str, int]) -> Callable[[str], list[int]]:
     return encode
 
 
-def data(rounds: int) -> dict[str, Any]:
-    documents = Documents(PYTHON_DOCS)
-    tokenizer = corpus_tokenizer([documents], None, 8000)
-    lines = [line for text in documents for line in text.split("\n")][:20000]
-    encode = python_wordpiece(tokenizer.get_vocab())
-    counts: dict[str, int] = {}
+def official_builder(folder: str, vocab: str) -> Callable[[list[str]], int]:
+    """Runs the official tokenizer and example builder over lines; without TensorFlow, so its records are not made."""
 
-    def build(ids: list[list[int]], name: str) -> None:
-        counts[name] = sum(map(len, ids))
-        for _ in electra_examples([*ids, []], 128, random.Random(0)):
-            pass
+    class Nothing:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def ours() -> None:
-        build([e.ids for e in tokenizer.encode_batch_fast(lines, add_special_tokens=False)], "zoo")
+    tf = types.ModuleType("tensorflow")
+    v1 = types.ModuleType("tensorflow.compat.v1")
+    v1.train = types.SimpleNamespace(Example=Nothing, Features=Nothing, Feature=Nothing, Int64List=Nothing)  # type: ignore[attr-defined]
+    opened = types.SimpleNamespace(GFile=lambda path, mode: Path(path).open(mode, encoding="utf-8"))  # noqa: SIM115
+    v1.io = types.SimpleNamespace(gfile=opened)  # type: ignore[attr-defined]
+    sys.modules |= {"tensorflow": tf, "tensorflow.compat": types.ModuleType("tensorflow.compat")}
+    sys.modules["tensorflow.compat.v1"] = v1
+    sys.modules["tensorflow.compat"].v1 = v1  # type: ignore[attr-defined]
+    six = types.ModuleType("six")
+    six.PY2, six.PY3 = False, True  # type: ignore[attr-defined]
+    sys.modules.setdefault("six", six)
+    sys.path.insert(0, folder)
+    import build_pretraining_dataset as official  # type: ignore[import-not-found]
+    from model.tokenization import FullTokenizer  # type: ignore[import-not-found]
 
-    def plain() -> None:
-        build([encode(line) for line in lines], "python wordpiece")
+    tokenizer = FullTokenizer(vocab_file=vocab, do_lower_case=True)
 
-    times = interleaved({"zoo": ours, "python wordpiece": plain}, rounds, "cpu")
-    slow = times["python wordpiece"]
-    rows = [
-        {
-            "side": name,
-            "tokens/s": round(counts[name] / statistics.median(values)),
-            "x plain": round(statistics.median(p / v for p, v in zip(slow, values, strict=True)), 2),
-        }
-        for name, values in times.items()
-    ]
-    return report("Text to examples", {"lines": len(lines), "rounds": rounds}, "cpu", rows)
+    def run(lines: list[str]) -> int:
+        random.seed(0)
+        builder = official.ExampleBuilder(tokenizer, 128)
+        return sum(builder.add_line(line) is not None for line in lines)
 
-
-def interleaved(sides: dict[str, Callable[[], Any]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each side, in turns, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(rounds + 1):
-        for name, run in sides.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if index:
-                times[name].append(time.perf_counter() - start)
-    return times
+    return run
 
 
-def report(name: str, settings: dict[str, Any], device: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"benchmark": name, "settings": settings, "machine": machine(device), "rows": rows, "notes": []}
+def text_lines(source: str, count: int) -> Iterator[str]:
+    for document in Documents(source):
+        yield from document.split("\n")
+        yield ""
+        count -= document.count("\n") + 1
+        if count <= 0:
+            return
+
+
+def data(args: argparse.Namespace) -> common.Report:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    lines = list(text_lines(args.text, args.lines))
+    tokenizer = load_tokenizer(args.vocab) if args.vocab else corpus_tokenizer([Documents(PYTHON_DOCS)], None, 8000)
+    lean = python_wordpiece(tokenizer.get_vocab())
+    tokens = sum(map(len, LineEncoder(tokenizer)(lines)))
+
+    def build(ids: list[list[int]]) -> int:
+        return sum(1 for _ in electra_examples([*ids, []], 128, random.Random(0)))
+
+    sides: dict[str, Step] = {
+        "zoo": lambda: build(LineEncoder(tokenizer)(lines)),  # a new one: nothing is known before
+        "tokenizers alone": lambda: build(
+            [e.ids for e in tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
+        ),
+        "python wordpiece": lambda: build([lean(line) for line in lines]),
+    }
+    if args.official:
+        if not args.vocab:
+            raise SystemExit("--official needs --vocab: the vocabulary that both sides read.")
+        official = official_builder(args.official, args.vocab)
+        sides["official"] = lambda: official(lines)
+    times = common.alternate(sides, "cpu", args.rounds, 1.0)
+    rows = []
+    for side in sides:
+        row: dict[str, Any] = {"side": side, "tokens/s": round(tokens / common.median([t[side] for t in times]))}
+        for other in list(sides)[1:]:
+            row[f"x {other}"] = round(common.median([t[other] / t[side] for t in times]), 2)
+        rows.append(row)
+    settings = {"lines": len(lines), "tokens": tokens, "rounds": args.rounds}
+    return {"benchmark": "Text to examples", "settings": settings, "machine": common.machine("cpu"), "rows": rows,
+            "notes": ["One core."]}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "data"])
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", default=None, help="where to write the report")
+    parts = parser.add_subparsers(dest="what", required=True)
+    for name, rounds in (("step", 5), ("data", 5)):
+        part = parts.add_parser(name)
+        part.add_argument("--rounds", type=int, default=rounds)
+        part.add_argument("--json", default=None, help="where to write the report")
+        if name == "step":
+            part.add_argument("--batch", type=int, default=16)
+            part.add_argument("--length", type=int, default=128)
+            part.add_argument("--layers", type=int, default=12)
+            part.add_argument("--dropout", type=float, default=0.1)
+            part.add_argument("--device", default="cpu")
+            part.add_argument("--peer", default=None, help="clone of github.com/richarddwang/electra_pytorch")
+            part.add_argument("--no-memory", action="store_true", help="skip peak memory, which takes a process a side")
+            part.add_argument("--peak-of", default=None, help=argparse.SUPPRESS)
+        else:
+            part.add_argument("--text", default=PYTHON_DOCS, help="a source of text")
+            part.add_argument("--lines", type=int, default=20000)
+            part.add_argument("--vocab", default=None, help="BERT vocab.txt; without, one is trained")
+            part.add_argument("--official", default=None, help="clone of github.com/google-research/electra")
     args = parser.parse_args()
-    made = step(args.batch, args.length, args.rounds, args.device) if args.what == "step" else data(args.rounds)
-    write_report(made, args.json)
+    if args.what == "step" and args.peak_of:
+        print(json.dumps(peak_memory(args)))
+        return
+    common.write_report(step(args) if args.what == "step" else data(args), args.json)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +40,8 @@ class Documents:
             - a `.parquet` file with a column `column` of strings;
             - a folder of such files, read in order of their names;
             - a hub id, `owner/name` or `owner/name:config`, read as a stream (split "train");
-            - the word `python-docs`: the manual's topics and the standard library's docstrings of this Python.
+            - the word `python-docs`: the manual's topics and the standard library's docstrings of this Python;
+              `python-docs:numpy,scipy` adds the docstrings of installed packages.
         column: name of the text field of JSONL and Parquet.
         on_bad_text: "error" names a broken or empty document and stops; "skip" passes over it and counts.
 
@@ -53,7 +57,8 @@ class Documents:
         self.files = self._find()
 
     def _find(self) -> list[Path]:
-        if self.root == PYTHON_DOCS:
+        if is_python_docs(self.root):
+            _package_folders(_packages(self.root))  # says which one is missing
             return []
         path = Path(self.root).expanduser()
         if path.is_dir():
@@ -71,10 +76,11 @@ class Documents:
 
     @functools.cached_property
     def content_key(self) -> str:
-        """Hash of what is read: the bytes of the files, or name and Python version, or hub id."""
+        """Hash of what is read: the bytes of the files, or names and versions of Python and packages, or hub id."""
         digest = hashlib.blake2b(f"{self.column}|{self.on_bad_text}".encode(), digest_size=16)
         if not self.files:
-            digest.update(f"{self.root}|{sys.version if self.root == PYTHON_DOCS else ''}".encode())
+            versions = _docs_key(_packages(self.root)) if is_python_docs(self.root) else ""
+            digest.update(f"{self.root}|{versions}".encode())
         for file in self.files:
             digest.update(file.suffix.encode())
             with file.open("rb") as stream:
@@ -100,8 +106,9 @@ class Documents:
         self.num_skipped += 1
 
     def _raw(self) -> Iterator[tuple[str, str | None]]:
-        if self.root == PYTHON_DOCS:
-            yield from ((f"docstring of {package}", text) for package, text in python_documents())
+        if is_python_docs(self.root):
+            found = python_documents(packages=_packages(self.root))
+            yield from ((f"docstring of {package}", text) for package, text in found)
             return
         if not self.files:
             yield from self._hub()
@@ -187,42 +194,64 @@ class Documents:
             yield f"{self.root}, row {row}", self._field(values, f"{self.root}, row {row}")
 
 
-def python_documents(min_chars: int = 40) -> list[tuple[str, str]]:
+def is_python_docs(root: str) -> bool:
+    """Whether a source is `python-docs`, with or without names of packages."""
+    return root.partition(":")[0] == PYTHON_DOCS
+
+
+def _packages(root: str) -> tuple[str, ...]:
+    return tuple(name for name in root.partition(":")[2].replace(" ", "").split(",") if name)
+
+
+def python_documents(min_chars: int = 40, packages: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     """(package, text) of the manual's topics ("topics") and of every docstring in the standard library of this Python.
 
-    Docstrings shorter than `min_chars` are left out, a text that comes twice is taken once. Parsing the library takes
-    seconds, so the result is kept in the cache, by Python version.
+    Docstrings of the installed `packages` follow, without lines that have no letter. Docstrings shorter than
+    `min_chars` are left out, a text that comes twice is taken once. Parsing takes seconds, so the result is kept in the
+    cache, by the versions.
+
+    Raises:
+        ZooError: a package is not installed.
     """
-    return list(_python_documents(min_chars))
+    return list(_python_documents(min_chars, packages))
+
+
+def _package_folders(packages: tuple[str, ...]) -> list[Path]:
+    """Where the sources of packages lie; nothing is imported."""
+    folders = []
+    for name in packages:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ZooError(f"There is no installed package {name!r}, whose docstrings {PYTHON_DOCS}:{name} asks for.")
+        folders.append(Path(next(iter(spec.submodule_search_locations))))
+    return folders
+
+
+def _docs_key(packages: tuple[str, ...]) -> str:
+    versions = [f"{sys.version}|{sysconfig.get_path('stdlib')}"]
+    for name in packages:
+        owners = importlib.metadata.packages_distributions().get(name, [])
+        versions.append(f"{name} {' '.join(importlib.metadata.version(owner) for owner in sorted(set(owners)))}")
+    return "|".join(versions)
+
+
+_LETTER = re.compile(r"[^\W\d_]")
+_NO_DOCS = ("test", "tests", "testing", "idlelib", "site-packages", "lib2to3", "turtledemo", "__pycache__",
+            "pydoc_data", "_vendor")  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)
-def _python_documents(min_chars: int) -> tuple[tuple[str, str], ...]:
+def _python_documents(min_chars: int, packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     from pydoc_data.topics import topics
 
-    key = hashlib.blake2b(f"{sys.version}|{sysconfig.get_path('stdlib')}|{min_chars}|1".encode(), digest_size=16)
+    key = hashlib.blake2b(f"{_docs_key(packages)}|{min_chars}|2".encode(), digest_size=16)
     cached = cache_dir() / "text" / f"python-{key.hexdigest()}.json"
     if cached.is_file():
         return tuple((package, text) for package, text in json.loads(cached.read_text(encoding="utf-8")))
     found = [("topics", text) for _, text in sorted(topics.items())]
-    skip = ("test", "tests", "idlelib", "site-packages", "lib2to3", "turtledemo", "__pycache__", "pydoc_data")
-    root = Path(sysconfig.get_path("stdlib"))
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if name not in skip)
-        for file in sorted(files):
-            if not file.endswith(".py"):
-                continue
-            path = Path(folder, file)
-            try:
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-            except (SyntaxError, ValueError, OSError):  # deliberately broken files are part of the library
-                continue
-            package = path.relative_to(root).parts[0].removesuffix(".py")
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                    text = ast.get_docstring(node)
-                    if text and len(text) >= min_chars:
-                        found.append((package, text))
+    found += _docstrings(Path(sysconfig.get_path("stdlib")), None, min_chars)
+    for name, folder in zip(packages, _package_folders(packages), strict=True):
+        found += _docstrings(folder, name, min_chars)
     seen: set[str] = set()
     unique = []
     for package, text in found:
@@ -238,6 +267,32 @@ def _python_documents(min_chars: int) -> tuple[tuple[str, str], ...]:
     except OSError:  # only slower next time
         pass
     return tuple(unique)
+
+
+def _docstrings(root: Path, package: str | None, min_chars: int) -> list[tuple[str, str]]:
+    """(package, docstring) of every file below `root`, in order; without a name the first folder's is the package."""
+    found = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if name not in _NO_DOCS)
+        for file in sorted(files):
+            if not file.endswith(".py"):
+                continue
+            path = Path(folder, file)
+            try:
+                with warnings.catch_warnings():  # of escapes in other people's strings
+                    warnings.simplefilter("ignore")
+                    tree = ast.parse(path.read_text(encoding="utf-8"))
+            except (SyntaxError, ValueError, OSError):  # deliberately broken files are part of the library
+                continue
+            name = package or path.relative_to(root).parts[0].removesuffix(".py")
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                    text = ast.get_docstring(node)
+                    if text and package:  # the rules under numpydoc's headings are no text
+                        text = "\n".join(line for line in text.splitlines() if _LETTER.search(line))
+                    if text and len(text) >= min_chars:
+                        found.append((name, text))
+    return found
 
 
 def held_out(index: int, share: float) -> bool:

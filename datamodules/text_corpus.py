@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from datamodules.text import Documents, held_out
+from datamodules.text_encoding import LineEncoder
 from zoo.errors import ZooError
 from zoo.nn.text import SpecialIds
 from zoo.paths import cache_dir
@@ -115,11 +116,12 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, share: floa
     starts = [0]
     counts = np.zeros(size, dtype=np.int64)
     at = num_lines = 0
+    encode = LineEncoder(tokenizer)
     with (folder / "ids.bin").open("wb") as out:
         wanted = (text for i, text in enumerate(documents) if not share or held_out(i, share) == (part == "val"))
         while chunk := list(islice(wanted, _CHUNK)):
             split = [[line for line in text.split("\n") if line.strip()] for text in chunk]
-            encoded = _encode(tokenizer, (line for group in split for line in group))
+            encoded = iter(encode([line for group in split for line in group]))
             for group in split:
                 rows = [next(encoded) for _ in group]
                 lengths = np.array([len(row) for row in rows], dtype=np.int64)
@@ -140,8 +142,3 @@ def _write(folder: Path, documents: Documents, tokenizer: Tokenizer, share: floa
     np.save(folder / "counts.npy", counts)
     facts = {"dtype": np.dtype(dtype).name, "num_skipped": documents.num_skipped, "root": documents.root}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def _encode(tokenizer: Tokenizer, lines: Iterable[str]) -> Iterator[list[int]]:
-    for encoding in tokenizer.encode_batch_fast(list(lines), add_special_tokens=False):
-        yield encoding.ids

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.text import PYTHON_DOCS, Documents, OnBad, python_documents
+from datamodules.text import PYTHON_DOCS, Documents, OnBad, is_python_docs, python_documents
 from datamodules.text_base import TextDataModule, corpus_tokenizer, mixture
 from datamodules.text_corpus import TokenCorpus, tokenize_corpus
 from datamodules.text_packing import PackedBlocks, PaddedPairs, bert_pairs, electra_examples
@@ -26,7 +26,8 @@ class TextPretrainDataModule(TextDataModule):
 
     Args:
         root: a source (`datamodules.text.Documents` has the details: text, JSONL, Parquet, a folder, a hub id,
-            "python-docs"), or a mapping from sources to weights: a mixture, each taken so many times an epoch.
+            "python-docs", "python-docs:numpy,scipy"), or a mapping from sources to weights: a mixture, each taken so
+            many times an epoch.
         tokenizer: path or hub id; None trains one on the corpus.
         vocab_size, tokenizer_kind, lowercase: of a tokenizer that is trained.
         max_length: tokens of an example, special ones included.
@@ -141,7 +142,7 @@ class TextPretrainDataModule(TextDataModule):
     def labelled_dataloaders(self) -> tuple[DataLoader, DataLoader]:
         """Docstrings and the package each comes from: (batch, label) for probes, training part and held-out part."""
         self.setup()
-        if [d.root for d in self.documents] != [PYTHON_DOCS]:
+        if not all(is_python_docs(d.root) for d in self.documents):
             raise ZooError(
                 "Labels for probes come with data.root python-docs only: take ProbeReport out of the recipe."
             )

@@ -16,6 +16,54 @@ from torch.optim.lr_scheduler import LambdaLR
 from zoo.errors import ZooError
 
 
+class UncorrectedAdam(Optimizer):
+    """Adam's moments without bias correction; a subclass says in `update` what a step makes of them.
+
+    A step is a handful of passes over all parameters at once (torch._foreach).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads: list[Tensor] = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            means = [self.state[p]["exp_avg"] for p in params]
+            squares = [self.state[p]["exp_avg_sq"] for p in params]
+            beta1, beta2 = group["betas"]
+            torch._foreach_lerp_(means, grads, 1 - beta1)
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+            denominators = torch._foreach_sqrt(squares)
+            torch._foreach_add_(denominators, group["eps"])
+            self.update(group, params, means, list(denominators))
+        return loss
+
+    def update(
+        self, group: dict[str, Any], params: list[nn.Parameter], means: list[Tensor], denominators: list[Tensor]
+    ) -> None:
+        """Moves `params`, given m and sqrt(v) + eps of each; `denominators` may be overwritten."""
+        raise NotImplementedError
+
+
 def effective_batch_size(trainer: Trainer, batch_size: int) -> int:
     """Images of one optimiser step: per-device batch x devices x nodes x gradient accumulation."""
     return batch_size * trainer.world_size * trainer.accumulate_grad_batches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Literal
 
@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.errors import ZooError
+from zoo.optim import UncorrectedAdam
 
 _NO_DECAY = ("LayerNorm", "layer_norm", "bias")
 _LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 Schedule = Literal["electra", "bert"]
 
 
-class BertAdam(Optimizer):
+class BertAdam(UncorrectedAdam):
     """Adam without bias correction, with decoupled weight decay: w -= lr * (m / (sqrt(v) + eps) + decay * w).
 
     torch's AdamW corrects the bias of m and v, which at these betas makes the first thousand steps several times
@@ -36,35 +37,15 @@ class BertAdam(Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.01,
     ) -> None:
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        super().__init__(params, lr, betas, eps, weight_decay)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grads: list[Tensor] = [p.grad for p in params]
-            for p in params:
-                if not self.state[p]:
-                    self.state[p] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            means = [self.state[p]["exp_avg"] for p in params]
-            squares = [self.state[p]["exp_avg_sq"] for p in params]
-            beta1, beta2 = group["betas"]
-            torch._foreach_lerp_(means, grads, 1 - beta1)
-            torch._foreach_mul_(squares, beta2)
-            torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-            denominators = torch._foreach_sqrt(squares)
-            torch._foreach_add_(denominators, group["eps"])
-            if group["weight_decay"]:
-                # Both terms use the weights before the step: w (1 - lr * decay) - lr * m / (sqrt(v) + eps).
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(params, means, denominators, -group["lr"])
-        return loss
+    def update(
+        self, group: dict[str, Any], params: list[nn.Parameter], means: list[Tensor], denominators: list[Tensor]
+    ) -> None:
+        if group["weight_decay"]:
+            # Both terms use the weights before the step: w (1 - lr * decay) - lr * m / (sqrt(v) + eps).
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_addcdiv_(params, means, denominators, -group["lr"])
 
 
 def schedule_factor(step: int, total: int, warmup: float, kind: Schedule = "electra") -> float:

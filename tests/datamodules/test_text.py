@@ -136,6 +136,34 @@ def test_corpus_is_found_again_and_follows_its_content(corpus_file, tokenizer):
     assert tokenize_corpus(Documents(corpus_file), train_tokenizer(DOCS, 310)).folder != corpus.folder
 
 
+def test_lines_are_encoded_as_the_tokenizer_does_it():
+    from datamodules.text_encoding import LineEncoder
+
+    draws = random.Random(0)
+    special = [0x300, 0x301, 0x2028, 0x3000, 0x4E2D, 0xFFFD, 0x200B, 0xFEFF, 0x1F600, 0xE000, 0x85, 0xA0]
+    pool = [chr(i) for i in [*range(0x250), *special]] + ["word ", "[MASK]", "##ing ", "é", "don't"]
+    lines = [
+        "".join(draws.choice(pool if draws.random() < 0.5 else ["a", "b ", " "]) for _ in range(draws.randint(0, 60)))
+        for _ in range(500)
+    ]
+    for kind in ("wordpiece", "bpe"):
+        # As from a file: text that spells a special token is text.
+        tokenizer = load_tokenizer(pack_tokenizer(train_tokenizer([*DOCS, *lines], 600, kind)))
+        encode = LineEncoder(tokenizer)
+        assert encode.by_chunk == (kind == "wordpiece")
+        for part in (lines[:300], lines):  # the second time many chunks are known
+            wanted = [e.ids for e in tokenizer.encode_batch_fast(part, add_special_tokens=False)]
+            assert encode(part) == wanted
+
+
+def test_python_docs_with_packages():
+    found = python_documents(packages=("numpy",))
+    assert {package for package, _ in found} > {"topics", "numpy"}
+    assert Documents("python-docs:numpy").content_key != Documents("python-docs").content_key
+    with pytest.raises(ZooError, match="no installed package 'nosuchpackage'"):
+        Documents("python-docs:nosuchpackage")
+
+
 def test_held_out_documents_are_another_part(corpus_file, tokenizer):
     train = tokenize_corpus(Documents(corpus_file), tokenizer, held_out_share=0.3, part="train")
     val = tokenize_corpus(Documents(corpus_file), tokenizer, held_out_share=0.3, part="val")

@@ -90,13 +90,17 @@ def test_a_sample_that_hits_the_original_is_original():
     torch.manual_seed(0)
     ids, mask = batch_of([32] * 8)
     masked = mask_tokens(ids, mask, SPECIAL, 0.15)
-    same, labels = replace_tokens(ids, masked, masked.ids)
+    same, written = replace_tokens(ids, masked, masked.ids)
     assert torch.equal(same, ids)
-    assert not labels.any()
-    other, labels = replace_tokens(ids, masked, torch.full_like(masked.ids, 5))
-    assert torch.equal(labels.sum(1), masked.weights.sum(1).long())
-    assert (other[labels.bool()] == 5).all()
+    other, again = replace_tokens(ids, masked, torch.full_like(masked.ids, 5))
+    assert torch.equal(written, again)
+    assert torch.equal(written.sum(1), masked.weights.sum(1).long())
+    assert (other[written] == 5).all()
     assert (other[:, 0] == SPECIAL.cls).all()
+    model = Electra(**TINY, objective="rtd")
+    model.generator_predictions.bias.data[ids[0, 5]] = 100.0  # always the same sample
+    ids[0] = ids[0, 5]
+    assert not model.pretraining_task({"input_ids": ids}).disc_labels[0].any()
 
 
 def test_places_drawn_twice():
@@ -207,3 +211,67 @@ def test_tokenizer_travels_and_must_fit():
 def test_wrong_settings_are_refused(change, message):
     with pytest.raises(ZooError, match=message):
         Electra(**{**TINY, **change})
+
+
+@pytest.mark.parametrize("network", ["discriminator", "generator"])
+def test_files_that_transformers_writes_load_by_name(tmp_path, network):
+    import zoo
+    from zoo.nn.text_mlm import Masked
+
+    torch.manual_seed(0)
+    model = Electra(**TINY, tokenizer=None).eval()
+    model.to_transformers(network).save_pretrained(tmp_path)
+    sizes = {key: TINY[key] for key in ("vocab_size", "num_layers", "embedding_size", "max_positions")}
+    if network == "discriminator":
+        sizes |= {key: TINY[key] for key in ("hidden_size", "num_heads", "intermediate_size")}
+    else:
+        sizes |= {"hidden_size": 8, "num_heads": 1, "intermediate_size": 32}
+    back = zoo.load(f"electra-small-{network}", weights=tmp_path / "model.safetensors", tokenizer=None, **sizes)
+    ids, _ = batch_of([32, 32])
+    if network == "discriminator":
+        torch.testing.assert_close(back.forward_tokens({"input_ids": ids}), model.forward_tokens({"input_ids": ids}))
+    else:
+        masked = Masked(ids, torch.tensor([[1, 2], [3, 4]]), ids[:, :2], torch.ones(2, 2))
+        torch.testing.assert_close(
+            back.generator_logits(masked, None, None), model.generator_logits(masked, None, None)
+        )
+    # The official names too, with the optimiser's slots that a TensorFlow checkpoint holds.
+    state = model.official_state_dict()
+    state |= {"global_step": torch.tensor(3), "electra/embeddings/word_embeddings/adam_m": torch.zeros(150, 16)}
+    again = Electra(**TINY, tokenizer=None)
+    again.load_weights(state)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_fine_tuning_in_memory_learns_what_the_words_give_away():
+    from zoo.tasks.text_few_labels import finetune_text_accuracy
+
+    torch.manual_seed(0)
+    model = Electra(**TINY, tokenizer=None, generator="none")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ids, mask = batch_of([16] * 80)
+    labels = torch.arange(80) % 2
+    ids[:, 3:9] = torch.where(labels[:, None] > 0, 120, 130)
+    data = ({"input_ids": ids, "attention_mask": mask}, labels)
+    state = torch.random.get_rng_state()
+    found = [
+        finetune_text_accuracy(model, data, data, pretrained=flag, steps=60, lr=3e-3, seed=0) for flag in (True, False)
+    ]
+    assert min(found) > 0.9
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():  # every token alike: the pre-trained weights are used, if nothing can be told apart
+        model.backbone.embeddings.LayerNorm.weight.zero_()
+        model.backbone.embeddings.LayerNorm.bias.zero_()
+    assert finetune_text_accuracy(model, data, data, steps=2, lr=1e-6, seed=0) == 0.5
+
+
+def test_sinusoidal_positions_make_neighbours_alike_everywhere():
+    torch.manual_seed(0)
+    table = Electra(**TINY, init_positions="sinusoidal", init_std=0.1).backbone.embeddings.position_embeddings.weight
+    products = table @ table.t()
+    for distance in (0, 1, 3):
+        along = products.diagonal(distance)
+        torch.testing.assert_close(along, along[:1].expand_as(along), rtol=1e-4, atol=1e-6)
+    assert products[5, 5] > products[5, 6] > products[5, 8]
+    assert table.std().item() == pytest.approx(0.1, abs=0.02)

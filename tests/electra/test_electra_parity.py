@@ -6,22 +6,13 @@ import json
 
 import pytest
 import torch
+from support_golden import Replay, golden_cases
 
+from zoo.nn.text import additive_mask
 from zoo.optim_text import BertAdam, decays, layer_scale, schedule_factor
 from zoo.papers.electra import Electra, weights
 
 pytestmark = pytest.mark.golden
-
-
-def cases(folder, key, inside=None):
-    found = []
-    for path in sorted(folder.glob("*.pt")):
-        case = torch.load(path, weights_only=True)
-        if key in (case if inside is None else case.get(inside, {})):
-            found.append((path.stem, case))
-    if not found:
-        pytest.skip(f"no case with {key!r} in {folder}")
-    return found
 
 
 def build(case) -> Electra:
@@ -38,8 +29,8 @@ def build(case) -> Electra:
         intermediate_size=state["electra/encoder/layer_0/intermediate/dense/bias"].shape[0],
         embedding_size=config["embedding_size"] or hidden,
         max_positions=state["electra/embeddings/position_embeddings"].shape[0],
-        objective="rtd" if config["electra_objective"] else "mlm",
-        generator="uniform" if config["uniform_generator"] else "mlm",
+        objective="electric" if config["electric_objective"] else "rtd" if config["electra_objective"] else "mlm",
+        generator="uniform" if config["uniform_generator"] else "two_tower" if config["two_tower_generator"] else "mlm",
         generator_size=config["generator_hidden_size"],
         generator_layers=config["generator_layers"],
         sharing="none" if config["untied_generator_embeddings"] else "embeddings" if tied else "all",
@@ -55,7 +46,7 @@ def build(case) -> Electra:
 
 
 def test_pretraining_matches_the_official_model(golden_dir):
-    for name, case in cases(golden_dir("electra"), "mlm_logits", "outputs"):
+    for name, case in golden_cases(golden_dir("electra"), "mlm_logits", "outputs"):
         model, want = build(case), case["outputs"]
         back = model.official_state_dict()
         assert {key: value.shape for key, value in back.items()} == {k: v.shape for k, v in case["state_dict"].items()}
@@ -85,11 +76,16 @@ def test_pretraining_matches_the_official_model(golden_dir):
             real = batch["attention_mask"].bool()
             assert torch.equal(out.disc_input_ids, want["disc_input_ids"]), name
             assert torch.equal(out.disc_labels, want["disc_labels"]), name
-            torch.testing.assert_close(
-                out.disc_logits[real], want["disc_logits"][real], rtol=1e-5, atol=2e-5, msg=f"{name}: logits"
-            )
-            scale = model.hparams.disc_weight
-            disc = (want["total_loss"] - model.hparams.gen_weight * want["mlm_loss"]) / scale
+            theirs = want["disc_logits"] if "disc_logits" in want else want["disc_probs"].logit()
+            torch.testing.assert_close(out.disc_logits[real], theirs[real], rtol=1e-5, atol=2e-5, msg=f"{name}: logits")
+            if "cloze_logits" in want:
+                cloze = model.cloze_logits(
+                    batch["input_ids"], batch["token_type_ids"], additive_mask(batch["attention_mask"])
+                )
+                torch.testing.assert_close(cloze[real], want["cloze_logits"][real], rtol=1e-5, atol=2e-5, msg=name)
+            generator = want.get("cloze_loss", want["mlm_loss"])
+            assert abs(out.gen_loss.item() - generator.item()) < 1e-5, name
+            disc = (want["total_loss"] - model.hparams.gen_weight * generator) / model.disc_weight
             assert abs(out.disc_loss.item() - disc.item()) < 1e-5, name
         if "grads" in case:
             out.loss.backward()
@@ -102,7 +98,7 @@ def test_pretraining_matches_the_official_model(golden_dir):
 
 
 def test_optimiser_and_schedule_step_for_step(golden_dir):
-    for name, case in cases(golden_dir("electra"), "raw_grads"):
+    for name, case in golden_cases(golden_dir("electra"), "raw_grads"):
         decay = case["layerwise_lr_decay"]
         warmup = max(case["num_train_steps"] * case["warmup_proportion"], case["warmup_steps"])
         params, groups = {}, []
@@ -131,30 +127,13 @@ def test_optimiser_and_schedule_step_for_step(golden_dir):
                 )
 
 
-class Replay:
-    """Gives back recorded draws, and checks that the right ones are asked for."""
-
-    def __init__(self, draws):
-        self.draws = list(draws)
-
-    def random(self):
-        kind, value = self.draws.pop(0)
-        assert kind == "random"
-        return value
-
-    def randint(self, a, b):
-        kind, low, high, value = self.draws.pop(0)
-        assert (kind, low, high) == ("randint", a, b)
-        return value
-
-
 def test_example_builder_token_for_token(golden_dir):
     import numpy as np
 
     from datamodules.text_packing import PaddedPairs, electra_examples
     from zoo.nn.text import SpecialIds
 
-    for name, case in cases(golden_dir("electra"), "examples"):
+    for name, case in golden_cases(golden_dir("electra"), "examples"):
         draws = Replay(case["draws"])
         pairs = list(electra_examples([*case["lines"], []], case["max_length"], draws))
         assert not draws.draws, name

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from support_golden import Replay, golden_cases
 
 from datamodules.text_packing import bert_instances
 from zoo.optim_text import BertAdam, decays, schedule_factor
@@ -14,16 +15,8 @@ from zoo.papers.well_read_students import CompactBert, weights
 pytestmark = pytest.mark.golden
 
 
-def cases(folder, key):
-    found = [(path.stem, torch.load(path, weights_only=True)) for path in sorted(folder.glob("*.pt"))]
-    found = [(name, case) for name, case in found if key in case]
-    if not found:
-        pytest.skip(f"no case with {key!r} in {folder}")
-    return found
-
-
 def test_network_and_losses(golden_dir):
-    for name, case in cases(golden_dir("well_read_students"), "state_dict"):
+    for name, case in golden_cases(golden_dir("well_read_students"), "state_dict"):
         config, inputs, want = json.loads(case["config"]), case["inputs"], case["outputs"]
         model = CompactBert(
             tokenizer=None,
@@ -64,7 +57,7 @@ def test_network_and_losses(golden_dir):
 
 
 def test_optimiser_and_schedule_step_for_step(golden_dir):
-    for name, case in cases(golden_dir("well_read_students"), "raw_grads"):
+    for name, case in golden_cases(golden_dir("well_read_students"), "raw_grads"):
         params, groups = {}, []
         for key, value in case["init"].items():
             ours = next(iter(weights.from_tensorflow({key: value})))
@@ -87,30 +80,8 @@ def test_optimiser_and_schedule_step_for_step(golden_dir):
                 )
 
 
-class Replay:
-    """Gives back recorded draws, and checks that the right ones are asked for."""
-
-    def __init__(self, draws):
-        self.draws = list(draws)
-
-    def random(self):
-        kind, value = self.draws.pop(0)
-        assert kind == "random"
-        return value
-
-    def randint(self, a, b):
-        kind, low, high, value = self.draws.pop(0)
-        assert (kind, low, high) == ("randint", a, b)
-        return value
-
-    def shuffle(self, items):
-        kind, order = self.draws.pop(0)
-        assert kind == "shuffle"
-        items[:] = [items[i] for i in order]
-
-
 def test_instances_token_for_token(golden_dir):
-    for name, case in cases(golden_dir("well_read_students"), "per_document"):
+    for name, case in golden_cases(golden_dir("well_read_students"), "per_document"):
         for recorded in case["per_document"]:
             draws = Replay(recorded["draws"])
             made = bert_instances(

@@ -63,10 +63,15 @@ class ProbeReport(Callback):
             if metric in trainer.callback_metrics:
                 rows.append(_Row(name, float(trainer.callback_metrics[metric]), baseline, baseline_name))
         rows += [_Row(name, after[name], self._before[name], "same network untrained") for name in after]
+        rows += self.more_rows(trainer, pl_module)
         self._print(rows)
         path = run_folder(trainer) / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+
+    def more_rows(self, trainer: Trainer, pl_module: LightningModule) -> list[_Row]:
+        """Rows of a subclass, made when training has ended."""
+        return []
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         device = pl_module.device
@@ -86,7 +91,7 @@ class ProbeReport(Callback):
 
     @staticmethod
     def _print(rows: list[_Row]) -> None:
-        table = Table(title="What it learned (held-out images)", box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title="What it learned (held-out samples)", box=box.SIMPLE_HEAD, title_justify="left")
         for column, justify in (("", "left"), ("trained", "right"), ("baseline", "right"), ("", "left")):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
         for row in rows:

@@ -88,6 +88,19 @@ def init_truncated(module: nn.Module, std: float = 0.02, glorot: tuple[str, ...]
             nn.init.zeros_(part.bias)
 
 
+def init_sinusoidal(table: nn.Embedding, std: float) -> None:
+    """Starts a learned table of positions at sines and cosines, wavelengths from 2 pi to 2 pi times its length.
+
+    Attention to a neighbour is then the same for every place from the start. From random vectors it has to be found for
+    each place alone, which short trainings do not get through.
+    """
+    length, width = table.weight.shape
+    rates = length ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
+    with torch.no_grad():
+        table.weight.copy_(torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width] * std * 2**0.5)
+
+
 def candidates(input_ids: Tensor, attention_mask: Tensor, special: SpecialIds) -> Tensor:
     """(B, L) True where a token may be chosen: real ones except [CLS], [SEP], [MASK]."""
     allowed = attention_mask.bool()

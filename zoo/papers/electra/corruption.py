@@ -104,9 +104,9 @@ def sample(
 def replace_tokens(
     input_ids: Tensor, masked: Masked, sampled: Tensor, *, official: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The discriminator's input and labels, both (B, L): sampled tokens in their places; 1 where the token changed.
+    """The main network's input, with sampled tokens in their places, and where one was written (bool); both (B, L).
 
-    A sample that hits the original counts as original. Place 0 is never written.
+    ELECTRA's labels are what differs from the original: a sample that hits it is original. Place 0 is never written.
 
     Args:
         sampled: (B, N) token ids.
@@ -123,4 +123,4 @@ def replace_tokens(
         count = torch.zeros_like(input_ids).scatter_add(1, masked.positions, used)
     count[:, 0] = 0
     corrupted = torch.where(count > 0, torch.div(total, count.clamp(min=1), rounding_mode="floor"), input_ids)
-    return corrupted, (corrupted != input_ids).long()
+    return corrupted, count > 0

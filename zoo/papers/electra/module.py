@@ -6,7 +6,6 @@ Shape letters: B sequences, L tokens, N prediction slots of a sequence, V vocabu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,49 +15,37 @@ from transformers import ElectraConfig, ElectraForMaskedLM, ElectraForPreTrainin
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
-from zoo.nn.text import additive_mask, mean_over_tokens
-from zoo.nn.text_mlm import Masked, MaskedLMHead, gather_places, init_truncated, masked_lm_loss
-from zoo.nn.text_module import FROM_DATA, TextModule
-from zoo.optim import clip_gradients
-from zoo.optim_text import BertAdam, linear_schedule, text_groups
+from zoo.nn.text import additive_mask
+from zoo.nn.text_mlm import (
+    Masked,
+    MaskedLMHead,
+    candidates,
+    gather_places,
+    init_sinusoidal,
+    init_truncated,
+    masked_lm_loss,
+)
+from zoo.nn.text_module import FROM_DATA
+from zoo.nn.text_pretraining import PretrainedText
 from zoo.papers.electra import losses, weights
 from zoo.papers.electra.corruption import mask_tokens, replace_tokens, sample
 from zoo.papers.electra.network import (
     DiscriminatorHead,
     Generator,
+    TokenHead,
+    TwoTowers,
     electra_config,
     encode,
     generator_config,
 )
+from zoo.papers.electra.stages import ElectraOutput, check_modes, start_second_stage
 
 Batch = dict[str, Tensor]
+Objective = Literal["rtd", "rtd_masked", "mlm", "replace_mlm", "all_tokens_mlm", "electric"]
+_DETECTS = ("rtd", "rtd_masked", "electric")
 
 
-@dataclass(frozen=True)
-class ElectraOutput:
-    """What one step gives; losses are scalars.
-
-    Attributes:
-        loss: gen_weight * mlm_loss + disc_weight * disc_loss.
-        mlm_loss, mlm_logits: the generator's, logits (B, N, V).
-        masked: what was masked.
-        sampled: (B, N) the generator's tokens.
-        disc_input_ids, disc_labels, disc_logits: (B, L) the discriminator's, None for the "mlm" objective.
-        disc_loss: None for the "mlm" objective.
-    """
-
-    loss: Tensor
-    mlm_loss: Tensor
-    mlm_logits: Tensor
-    masked: Masked
-    sampled: Tensor
-    disc_input_ids: Tensor | None = None
-    disc_labels: Tensor | None = None
-    disc_logits: Tensor | None = None
-    disc_loss: Tensor | None = None
-
-
-class Electra(TextModule):
+class Electra(PretrainedText):
     """Pre-trains a text encoder by replaced-token detection.
 
     A small masked language model (the generator) fills masked places with samples; the discriminator says of every
@@ -69,26 +56,34 @@ class Electra(TextModule):
         vocab_size, hidden_size, num_layers, num_heads, intermediate_size, embedding_size, max_positions: the
             discriminator (or the one network of objective "mlm").
         tokenizer: path or hub id; "data" takes the data's, and the weights carry it along; None for none.
-        objective: "rtd" (ELECTRA), or "mlm" (masked language model of full size, the BERT ablation).
-        generator: "mlm" (learned), "uniform" (replaces by uniformly drawn tokens), or "none" (weights of a
+        objective: what the main network learns.
+            "rtd": ELECTRA. "rtd_masked": the same, loss on the masked places only ("ELECTRA 15%", section 3.4).
+            "mlm": masked language model of full size without a generator (BERT).
+            "replace_mlm": what stood in the masked places, which hold the generator's samples (3.4).
+            "all_tokens_mlm": what stood in every place, by copying or predicting (3.4).
+            "electric": energies against the generator's noise (Clark et al., EMNLP 2020); needs "two_tower".
+        generator: "mlm" (learned), "two_tower" (learned, reads from left and right: Electric's), "uniform" (replaces by
+            uniformly drawn tokens), "frozen" (second stage of two-stage training), or "none" (weights of a
             discriminator alone: features, no pre-training).
+        init_from: "frozen" only: a checkpoint, run folder or name of the first stage (objective "mlm", the same sizes),
+            from which both generator and discriminator start.
         generator_size, generator_layers: the generator's width and depth as shares of the discriminator's.
         sharing: what generator and discriminator share: the "embeddings" (paper), "none", or "all" weights.
         mask_prob: share of the tokens that are masked.
         official_masking: draw places with replacement, leave 15 % of them unmasked, average the ids of places drawn
             twice. The paper: distinct places, all masked.
-        gen_weight, disc_weight: of the two losses.
+        gen_weight, disc_weight: of the two losses; disc_weight None is 50, and 1 for the main network's MLM objectives.
         temperature: of the generator's samples.
         disallow_correct: never sample the original token.
         dropout: of hidden states and attention, both networks.
-        init_std: of the start values.
+        init_std: of the start values; init_positions: of the position table, "normal" as the paper, or "sinusoidal" for
+            trainings of minutes.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; rate (1 - t/T) * min(1, t/warm-up).
             warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm over both networks.
     """
 
-    # As in the official code, both losses are means over a device's own tokens.
-    per_device_loss = True
+    schedule = "electra"
 
     def __init__(
         self,
@@ -100,19 +95,21 @@ class Electra(TextModule):
         embedding_size: int = 128,
         max_positions: int = 512,
         tokenizer: str | None = FROM_DATA,
-        objective: Literal["rtd", "mlm"] = "rtd",
-        generator: Literal["mlm", "uniform", "none"] = "mlm",
+        objective: Objective = "rtd",
+        generator: Literal["mlm", "two_tower", "uniform", "frozen", "none"] = "mlm",
+        init_from: str | None = None,
         generator_size: float = 0.25,
         generator_layers: float = 1.0,
         sharing: Literal["embeddings", "none", "all"] = "embeddings",
         mask_prob: float = 0.15,
         official_masking: bool = False,
         gen_weight: float = 1.0,
-        disc_weight: float = 50.0,
+        disc_weight: float | None = None,
         temperature: float = 1.0,
         disallow_correct: bool = False,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        init_positions: Literal["normal", "sinusoidal"] = "normal",
         lr: float = 5e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -122,44 +119,56 @@ class Electra(TextModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._check_arguments()
+        self.check_encoder()
+        check_modes(self.hparams)
         config = electra_config(
             vocab_size, hidden_size, num_layers, num_heads, intermediate_size, embedding_size, max_positions, dropout
         )
         self.backbone = ElectraModel(config)
-        self.generator: Generator | None = None
+        self.generator: Generator | TwoTowers | None = None
         self.generator_predictions: MaskedLMHead | None = None
+        self.cloze_predictions: MaskedLMHead | None = None
         self.discriminator_predictions: DiscriminatorHead | None = None
-        if objective == "rtd":
+        self.token_predictions: TokenHead | None = None
+        if objective in _DETECTS:
             self.discriminator_predictions = DiscriminatorHead(hidden_size)
-        if objective == "mlm" or generator == "mlm":
-            width, table = hidden_size, embedding_size
-            if objective == "rtd" and sharing != "all":
-                small = generator_config(config, generator_size, generator_layers, own_embeddings=sharing == "none")
-                self.generator = Generator(small, own_embeddings=sharing == "none")
-                width, table = small.hidden_size, small.embedding_size
-            self.generator_predictions = MaskedLMHead(width, table, vocab_size)
+        elif objective != "mlm":
+            self.token_predictions = TokenHead(hidden_size, embedding_size, vocab_size, objective == "all_tokens_mlm")
+        self._build_generator(config)
         # The official code names no start value for these two, so TensorFlow's own.
         init_truncated(self, init_std, glorot=("embeddings_project", "dense_prediction"))
+        if init_positions == "sinusoidal":
+            init_sinusoidal(self.backbone.embeddings.position_embeddings, init_std)
         self.add_tokenizer_buffer()
         self.auc = BinaryAUROC()
 
-    def _check_arguments(self) -> None:
+    def _build_generator(self, config: ElectraConfig) -> None:
         h = self.hparams
-        if h.hidden_size % h.num_heads:
-            raise ZooError(f"hidden_size {h.hidden_size} is not a multiple of num_heads {h.num_heads}.")
-        if not 0 < h.mask_prob < 1:
-            raise ZooError(f"mask_prob is a share between 0 and 1, not {h.mask_prob}.")
-        if h.temperature <= 0:
-            raise ZooError(f"temperature lies above 0, not at {h.temperature}.")
-        if h.objective == "mlm" and h.generator != "mlm":
-            raise ZooError("objective 'mlm' trains the masked language model itself: leave generator at 'mlm'.")
-        if h.generator != "mlm" and h.sharing != "embeddings":
-            raise ZooError(f"sharing {h.sharing!r} has no meaning without a learned generator.")
-        if not 0 < h.generator_size <= 1 or not 0 < h.generator_layers <= 1:
-            raise ZooError(
-                "generator_size and generator_layers are shares of the discriminator, above 0 and at most 1."
-            )
+        if h.generator in ("uniform", "none"):
+            return
+        own = h.sharing == "none"
+        small = generator_config(config, h.generator_size, h.generator_layers, own_embeddings=own)
+        if h.generator == "two_tower":
+            self.generator = TwoTowers(small, own)
+            self.cloze_predictions = MaskedLMHead(2 * small.hidden_size, small.embedding_size, h.vocab_size)
+            return
+        if h.objective == "mlm" or h.sharing == "all":
+            small = config
+        elif h.generator == "frozen":  # as large as the discriminator, nothing shared
+            self.generator = Generator(config, own_embeddings=True)
+            small = config
+        else:
+            self.generator = Generator(small, own)
+        self.generator_predictions = MaskedLMHead(small.hidden_size, small.embedding_size, h.vocab_size)
+        if h.generator == "frozen":
+            self.generator.requires_grad_(False)  # type: ignore[union-attr]
+            self.generator_predictions.requires_grad_(False)
+
+    @property
+    def disc_weight(self) -> float:
+        """What the main network's loss is multiplied with."""
+        weight = self.hparams.disc_weight
+        return weight if weight is not None else 50.0 if self.hparams.objective in _DETECTS else 1.0
 
     # ------------------------------------------------------------------ the representation
 
@@ -167,13 +176,6 @@ class Electra(TextModule):
         """`input_ids` and, where given, `attention_mask` and `token_type_ids`, (B, L), to hidden states (B, L, D)."""
         mask = additive_mask(batch.get("attention_mask"), self.backbone.embeddings.LayerNorm.weight.dtype)
         return encode(self.backbone.embeddings, self.backbone, batch["input_ids"], batch.get("token_type_ids"), mask)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """To (B, D): the mean of the hidden states of all tokens that are no padding.
-
-        ELECTRA has no pooler; fine-tuning takes the hidden state of [CLS] (`forward_tokens(batch)[:, 0]`).
-        """
-        return mean_over_tokens(self.forward_tokens(batch), batch.get("attention_mask"))
 
     @classmethod
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
@@ -190,7 +192,9 @@ class Electra(TextModule):
         wants_generator = network == "generator"
         if (self.generator_predictions if wants_generator else self.discriminator_predictions) is None:
             raise ZooError(f"This model has no {network}.")
-        source = self.generator.config if wants_generator and self.generator is not None else self.backbone.config
+        source = (
+            self.generator.config if wants_generator and isinstance(self.generator, Generator) else self.backbone.config
+        )
         config = ElectraConfig.from_dict({**source.to_dict(), "pad_token_id": self.special.pad})
         model = (ElectraForMaskedLM if wants_generator else ElectraForPreTraining)(config)
         model.load_state_dict(weights.to_transformers(self.state_dict(), network))
@@ -199,17 +203,28 @@ class Electra(TextModule):
     # ------------------------------------------------------------------ the method
 
     def generator_logits(self, masked: Masked, types: Tensor | None, mask: Tensor | None) -> Tensor:
-        """(B, N, V) in float32: the generator's scores at the prediction slots only."""
+        """(B, N, V) in float32: the generator's scores at the prediction slots only (not for two towers)."""
         if self.generator_predictions is None:  # uniform
             return torch.zeros(
                 *masked.positions.shape, self.hparams.vocab_size, device=masked.positions.device, dtype=torch.float32
             )
-        own = self.generator is not None and self.generator.embeddings is not None
-        embeddings = self.generator.embeddings if own else self.backbone.embeddings  # type: ignore[union-attr]
-        hidden = encode(embeddings, self.generator or self.backbone, masked.input_ids, types, mask)
+        generator = self.generator if isinstance(self.generator, Generator) else None
+        own = None if generator is None else generator.embeddings
+        embeddings = self.backbone.embeddings if own is None else own
+        hidden = encode(embeddings, generator or self.backbone, masked.input_ids, types, mask)
         at_slots = gather_places(hidden, masked.positions)
         with full_precision(hidden.device.type):  # half-precision logits tie and bias the samples
             return self.generator_predictions(at_slots.float(), embeddings.word_embeddings.weight.float())
+
+    def cloze_logits(self, ids: Tensor, types: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(B, L, V) in float32: the two towers' scores of every token given all others."""
+        assert isinstance(self.generator, TwoTowers)
+        assert self.cloze_predictions is not None
+        own = self.generator.ltr.embeddings
+        table = (self.backbone.embeddings if own is None else own).word_embeddings.weight
+        hidden = self.generator(self.backbone.embeddings, ids, types, mask)
+        with full_precision(hidden.device.type):
+            return self.cloze_predictions(hidden.float(), table.float())
 
     def pretraining_task(
         self,
@@ -228,13 +243,16 @@ class Electra(TextModule):
         real = torch.ones_like(ids) if attention_mask is None else attention_mask
         mask = additive_mask(attention_mask)
 
-        # 1. Mask k tokens of each sequence and let the generator fill the places.
+        # 1. Choose k tokens of each sequence; the generator predicts them from the others.
         masked = mask_tokens(
             ids, real, self.special, h.mask_prob, official=h.official_masking, positions=positions, uniform=mask_uniform
         )
-        logits = self.generator_logits(masked, types, mask)
+        cloze = self.cloze_logits(ids, types, mask) if h.generator == "two_tower" else None
+        logits = self.generator_logits(masked, types, mask) if cloze is None else gather_places(cloze, masked.positions)
         with full_precision(ids.device.type):
-            mlm_loss, _ = masked_lm_loss(logits, masked.ids, masked.weights)
+            gen_loss = mlm_loss = masked_lm_loss(logits, masked.ids, masked.weights)[0]
+            if cloze is not None:  # two towers learn from every token
+                gen_loss = masked_lm_loss(cloze, ids, candidates(ids, real, self.special).float())[0]
 
             # 2. Sample from it, without a gradient.
             sampled = sample(
@@ -243,48 +261,96 @@ class Electra(TextModule):
                 forbid=masked.ids if h.disallow_correct else None,
                 gumbel_uniform=gumbel_uniform,
             )
-        total = h.gen_weight * mlm_loss
-        if self.discriminator_predictions is None:
-            return ElectraOutput(total, mlm_loss, logits, masked, sampled)
+        total = h.gen_weight * gen_loss
+        if h.objective == "mlm":
+            return ElectraOutput(total, mlm_loss, logits, masked, sampled, gen_loss)
 
-        # 3. The discriminator tells the replaced tokens from the original ones, at every place.
-        corrupted, labels = replace_tokens(ids, masked, sampled, official=h.official_masking)
+        # 3. The main network reads the samples in their places, and tells the replaced tokens from the original ones.
+        corrupted, written = replace_tokens(ids, masked, sampled, official=h.official_masking)
         hidden = encode(self.backbone.embeddings, self.backbone, corrupted, types, mask)
+        if self.token_predictions is not None:
+            disc_loss, token_logits = self._predict_tokens(hidden, ids, corrupted, masked, real)
+            total = total + self.disc_weight * disc_loss
+            return ElectraOutput(
+                total, mlm_loss, logits, masked, sampled, gen_loss, corrupted, None, None, disc_loss, token_logits
+            )
+        assert self.discriminator_predictions is not None
         disc_logits = self.discriminator_predictions(hidden)
+        labels = (corrupted != ids).long()
         with full_precision(ids.device.type):
-            disc_loss = losses.replaced_token_loss(disc_logits, labels, real)
-            total = total + h.disc_weight * disc_loss
+            if h.objective == "electric":  # every sample is noise, also one that hits the original
+                assert cloze is not None
+                labels = written.long()
+                disc_logits = losses.electric_logits(disc_logits, cloze, corrupted, h.mask_prob)
+            counted = real * written if h.objective == "rtd_masked" else real
+            disc_loss = losses.replaced_token_loss(disc_logits, labels, counted)
+            total = total + self.disc_weight * disc_loss
         return ElectraOutput(
-            total, mlm_loss, logits, masked, sampled, corrupted, labels, disc_logits.float(), disc_loss
+            total, mlm_loss, logits, masked, sampled, gen_loss, corrupted, labels, disc_logits.float(), disc_loss
         )
 
+    def _predict_tokens(
+        self, hidden: Tensor, ids: Tensor, corrupted: Tensor, masked: Masked, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and logits of the two objectives that predict tokens from the generator's samples."""
+        assert self.token_predictions is not None
+        everywhere = self.hparams.objective == "all_tokens_mlm"
+        hidden = hidden if everywhere else gather_places(hidden, masked.positions)
+        with full_precision(ids.device.type):
+            logits, copy = self.token_predictions(
+                hidden.float(), self.backbone.embeddings.word_embeddings.weight.float()
+            )
+            if not everywhere:
+                return masked_lm_loss(logits, masked.ids, masked.weights)[0], logits
+            nll = losses.copy_nll(logits, copy, corrupted, ids) * real
+            return nll.sum() / (real.sum() + 1e-6), logits
+
+    @torch.no_grad()
+    def pseudo_log_likelihood(self, batch: Batch) -> Tensor:
+        """(B,) Electric's score of a text: minus the energies of its tokens, summed (up to a constant a token)."""
+        if self.hparams.objective != "electric" or self.discriminator_predictions is None:
+            raise ZooError("Only a model of objective 'electric' scores text.")
+        energies = self.discriminator_predictions(self.forward_tokens(batch)).float()
+        ids = batch["input_ids"]
+        real = batch.get("attention_mask", torch.ones_like(ids))
+        return -(energies * candidates(ids, real, self.special)).sum(1)
+
     # ------------------------------------------------------------------ training
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.hparams.generator == "frozen" and self.trainer.ckpt_path is None:
+            start_second_stage(self)  # a resumed run has these weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self.pretraining_task(batch)
         values = {"train/loss": out.loss.detach(), "train/mlm_loss": out.mlm_loss.detach()}
+        if out.gen_loss is not out.mlm_loss:
+            values["train/cloze_loss"] = out.gen_loss.detach()
         if out.disc_loss is not None:
             values["train/disc_loss"] = out.disc_loss.detach()
-            values["train/replaced"] = out.disc_labels.float().mean()  # type: ignore[union-attr]
+        if out.disc_labels is not None:
+            values["train/replaced"] = out.disc_labels.float().mean()
         self.log_dict(values, batch_size=len(batch["input_ids"]))
         return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         ids = batch["input_ids"]
-        # The same draws at every validation, and none taken from training's generator.
-        with torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
-            torch.manual_seed(batch_idx)
+        with self.same_draws(batch_idx):
             out = self.pretraining_task(batch)
+        values = {"loss": out.loss, **self.masked_scores(out.mlm_loss, out.mlm_logits, out.masked)}
         used, count = out.masked.weights, out.masked.weights.sum().clamp(min=1)
-        hits = out.mlm_logits.argmax(-1) == out.masked.ids
-        values = {"loss": out.loss, "mlm_loss": out.mlm_loss, "mlm_acc": (hits * used).sum() / count}
         values["sampled_acc"] = ((out.sampled == out.masked.ids) * used).sum() / count
-        if self.most_frequent_token is not None:
-            values["unigram_acc"] = ((out.masked.ids == self.most_frequent_token) * used).sum() / count
+        if out.disc_loss is not None:
+            values["disc_loss"] = out.disc_loss
+        if out.token_logits is not None:  # the main network's own guesses, at the same places
+            guesses = out.token_logits.argmax(-1)
+            if self.hparams.objective == "all_tokens_mlm":
+                guesses = guesses.gather(1, out.masked.positions)
+            values["main_acc"] = ((guesses == out.masked.ids) * used).sum() / count
         if out.disc_logits is not None and out.disc_labels is not None:
             real = batch.get("attention_mask", torch.ones_like(ids))
             share = (out.disc_labels * real).sum() / real.sum()
-            values["disc_loss"] = out.disc_loss  # type: ignore[assignment]
             # What always answering with the share of replaced tokens would cost.
             values["disc_loss_prior"] = -torch.special.xlogy(share, share) - torch.special.xlogy(1 - share, 1 - share)
             values |= losses.detection_scores(out.disc_logits, out.disc_labels, real)
@@ -295,36 +361,18 @@ class Electra(TextModule):
 
     def baselines(self) -> dict[str, tuple[str, str, float]]:
         """What the report compares the validation metrics with: chance, and guessing the most frequent token."""
-        rows = {"val/disc_auc": ("replaced-token AUC", "chance", 0.5)} if self.hparams.objective == "rtd" else {}
-        unigram = self.trainer.callback_metrics.get("val/unigram_acc")
-        if unigram is not None and self.hparams.generator == "mlm":
-            rows["val/mlm_acc"] = ("masked-token accuracy", "most frequent token", float(unigram))
-        return rows
+        rows = {"val/disc_auc": ("replaced-token AUC", "chance", 0.5)} if self.discriminator_predictions else {}
+        return rows | (super().baselines() if self.hparams.generator != "uniform" else {})
 
     def figures(self, batch: Batch) -> dict[str, Any]:
         """Sentences as the discriminator sees them, and the curves of the run."""
         from zoo.papers.electra.figures import draw_curves, draw_detection
 
         drawn = {}
-        if self.hparams.objective == "rtd" and self.tokenizer is not None:
+        if self.discriminator_predictions is not None and self.tokenizer is not None:
             few = {key: value[:6] for key, value in batch.items()}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with self.same_draws(0):
                 out = self.pretraining_task(few)
             drawn["replaced_tokens"] = draw_detection(self.tokenizer, few, out)
         curves = draw_curves(self.trainer)
         return drawn | ({"curves": curves} if curves is not None else {})
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        h = self.hparams
-        groups = text_groups(self, lr=h.lr, weight_decay=h.weight_decay)
-        optimizer = BertAdam(groups, lr=h.lr, betas=tuple(h.betas), eps=h.eps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": linear_schedule(self, optimizer, warmup=h.warmup_steps, kind="electra"),
-        }
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        clip_gradients(self, self.hparams.clip_grad, "global", gradient_clip_val)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import ElectraConfig, ElectraModel
 from transformers.models.electra.modeling_electra import ElectraEmbeddings, ElectraEncoder
+
+from zoo.nn.text_mlm import MaskedLMHead
 
 
 def electra_config(
@@ -37,7 +40,10 @@ def electra_config(
 
 
 def generator_config(config: ElectraConfig, width: float, depth: float, own_embeddings: bool) -> ElectraConfig:
-    """The generator's sizes as shares of the discriminator's; heads of 64, at least one."""
+    """The generator's sizes as shares of the discriminator's; heads of 64, at least one.
+
+    A generator with embeddings of its own has them as wide as itself, as in the official code.
+    """
     hidden = max(1, round(config.hidden_size * width))
     values: dict[str, Any] = config.to_dict()
     values |= {
@@ -70,6 +76,35 @@ class Generator(nn.Module):
         return self.encoder(hidden, attention_mask=mask).last_hidden_state
 
 
+class TwoTowers(nn.Module):
+    """Electric's generator: one encoder reads from the left, one from the right; neither sees the token itself.
+
+    Both read the embedding block of the discriminator, or each its own.
+    """
+
+    def __init__(self, config: ElectraConfig, own_embeddings: bool) -> None:
+        super().__init__()
+        self.ltr = Generator(config, own_embeddings)
+        self.rtl = Generator(config, own_embeddings)
+
+    def forward(self, shared: nn.Module, input_ids: Tensor, types: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Unmasked ids (B, L) to (B, L, 2 * hidden): at place t what stands before t, and what stands after it.
+
+        The first and the last place get, as in the official code, the other end of the sequence, which has seen all
+        of it: only [CLS] and what stands at the very end.
+        """
+        length = input_ids.shape[1]
+        seen = torch.ones(length, length, device=input_ids.device).tril()
+        states = []
+        for tower, visible, shift in ((self.ltr, seen, 1), (self.rtl, seen.t(), -1)):
+            embeddings = tower.embeddings if tower.embeddings is not None else shared
+            allowed = visible if mask is None else visible * (mask == 0)
+            hidden = encode(embeddings, tower, input_ids, types, (1.0 - allowed).expand(
+                len(input_ids), 1, length, length) * -10000.0)  # fmt: skip
+            states.append(hidden.roll(shift, dims=1))
+        return torch.cat(states, dim=-1)
+
+
 class DiscriminatorHead(nn.Module):
     """Linear, GELU, linear to one logit: how likely each token is a replaced one."""
 
@@ -81,6 +116,20 @@ class DiscriminatorHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, L, hidden) to (B, L)."""
         return self.dense_prediction(nn.functional.gelu(self.dense(hidden))).squeeze(-1)
+
+
+class TokenHead(nn.Module):
+    """The ablations' head on the main network: logits over the words and, for all tokens, one logit for copying."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, vocab_size: int, copies: bool) -> None:
+        super().__init__()
+        self.words = MaskedLMHead(hidden_size, embedding_size, vocab_size)
+        self.copy = nn.Linear(hidden_size, 1) if copies else None
+
+    def forward(self, hidden: Tensor, word_table: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, hidden) and (V, E) to (B, N, V) and (B, N), zeros without copying."""
+        copy = hidden.new_zeros(hidden.shape[:-1]) if self.copy is None else self.copy(hidden).squeeze(-1)
+        return self.words(hidden, word_table), copy
 
 
 def encode(

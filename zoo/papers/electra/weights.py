@@ -4,16 +4,23 @@
 |---|---|---|---|
 | discriminator | `electra/...` | `electra.` of `ElectraForPreTraining` | `backbone.` |
 | generator | `generator/...` | `electra.` of `ElectraForMaskedLM`, its own file | `generator.` |
-| heads | `discriminator_predictions/`, `generator_predictions/` | the same with dots | the same with dots |
+| Electric's towers | `generator_ltr/`, `generator_rtl/` | none | `generator.ltr.`, `generator.rtl.` |
+| heads | `discriminator_predictions/`, `generator_predictions/`, `cloze_predictions/` | with dots | with dots |
 """
 
 from __future__ import annotations
+
+import re
 
 from torch import Tensor
 
 from zoo.nn.text_weights import from_tensorflow_name, is_optimiser_slot, to_tensorflow_name
 
 StateDict = dict[str, Tensor]
+_BIAS = re.compile(r"^(generator_predictions|cloze_predictions|token_predictions\.words)\.output_bias$")
+_OUR_BIAS = re.compile(r"^(generator_predictions|cloze_predictions|token_predictions\.words)\.bias$")
+_TOWER = re.compile(r"^generator_(ltr|rtl)\.")
+_OUR_TOWER = re.compile(r"^generator\.(ltr|rtl)\.")
 
 
 def is_tensorflow(state_dict: StateDict) -> bool:
@@ -32,7 +39,8 @@ def from_tensorflow(state_dict: StateDict) -> StateDict:
             continue
         name, transpose = from_tensorflow_name(key)
         name = name.replace("discriminator_predictions.dense_1.", "discriminator_predictions.dense_prediction.")
-        name = name.replace("generator_predictions.output_bias", "generator_predictions.bias")
+        name = _BIAS.sub(r"\1.bias", name)
+        name = _TOWER.sub(r"generator.\1.", name)
         if name.startswith("electra."):
             name = "backbone." + name.removeprefix("electra.")
         ours[name] = value.t() if transpose and value.ndim == 2 else value
@@ -44,7 +52,8 @@ def to_tensorflow(state_dict: StateDict) -> StateDict:
     official: StateDict = {}
     for key, value in state_dict.items():
         name = key.replace("discriminator_predictions.dense_prediction.", "discriminator_predictions.dense_1.")
-        name = name.replace("generator_predictions.bias", "generator_predictions.output_bias")
+        name = _OUR_BIAS.sub(r"\1.output_bias", name)
+        name = _OUR_TOWER.sub(r"generator_\1.", name)
         if name.startswith("backbone."):
             name = "electra." + name.removeprefix("backbone.")
         name, transpose = to_tensorflow_name(name)

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForPreTraining, BertModel
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
-from zoo.nn.text import additive_mask, mean_over_tokens
+from zoo.nn.text import additive_mask
 from zoo.nn.text_mlm import (
     Masked,
     MaskedLMHead,
@@ -25,9 +25,8 @@ from zoo.nn.text_mlm import (
     mask_for_mlm,
     masked_lm_loss,
 )
-from zoo.nn.text_module import FROM_DATA, TextModule
-from zoo.optim import clip_gradients
-from zoo.optim_text import BertAdam, linear_schedule, text_groups
+from zoo.nn.text_module import FROM_DATA
+from zoo.nn.text_pretraining import PretrainedText
 from zoo.papers.well_read_students import weights
 
 Batch = dict[str, Tensor]
@@ -45,7 +44,7 @@ class PretrainingOutput:
     nsp_logits: Tensor | None = None
 
 
-class CompactBert(TextModule):
+class CompactBert(PretrainedText):
     """A small BERT: masked language modelling and, where the data has it, next-sentence prediction.
 
     The 24 models of the paper are num_layers in {2, 4, 6, 8, 10, 12} x hidden_size in {128, 256, 512, 768}, with
@@ -64,9 +63,6 @@ class CompactBert(TextModule):
             then is lr * (1 - t / T). warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm.
     """
-
-    # As in the official code, the loss is a mean over a device's own masked tokens.
-    per_device_loss = True
 
     def __init__(
         self,
@@ -92,11 +88,8 @@ class CompactBert(TextModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.check_encoder()
         num_heads = max(1, hidden_size // 64) if num_heads is None else num_heads
-        if hidden_size % num_heads:
-            raise ZooError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}.")
-        if not 0 < mask_prob < 1:
-            raise ZooError(f"mask_prob is a share between 0 and 1, not {mask_prob}.")
         config = BertConfig(
             vocab_size=vocab_size,
             hidden_size=hidden_size,
@@ -134,10 +127,6 @@ class CompactBert(TextModule):
     def pooled(self, batch: Batch) -> Tensor:
         """To (B, D): dense and tanh on [CLS], what classifiers are put on."""
         return self.backbone.pooler(self.forward_tokens(batch))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """To (B, D): the mean of the hidden states of all tokens that are no padding."""
-        return mean_over_tokens(self.forward_tokens(batch), batch.get("attention_mask"))
 
     @classmethod
     def convert_state_dict(cls, state_dict: StateDict) -> StateDict:
@@ -219,15 +208,9 @@ class CompactBert(TextModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         ids = batch["input_ids"]
-        # The same draws at every validation, and none taken from training's generator.
-        with torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
-            torch.manual_seed(batch_idx)
+        with self.same_draws(batch_idx):
             out = self.pretraining_task(batch)
-        used, count = out.masked.weights, out.masked.weights.sum().clamp(min=1)
-        values = {"loss": out.loss, "mlm_loss": out.mlm_loss}
-        values["mlm_acc"] = ((out.mlm_logits.argmax(-1) == out.masked.ids) * used).sum() / count
-        if self.most_frequent_token is not None:
-            values["unigram_acc"] = ((out.masked.ids == self.most_frequent_token) * used).sum() / count
+        values = {"loss": out.loss, **self.masked_scores(out.mlm_loss, out.mlm_logits, out.masked)}
         if out.nsp_logits is not None:
             values["nsp_acc"] = (out.nsp_logits.argmax(-1) == batch["next_sentence_label"]).float().mean()
         self.log_dict(
@@ -236,10 +219,7 @@ class CompactBert(TextModule):
 
     def baselines(self) -> dict[str, tuple[str, str, float]]:
         """What the report compares with: guessing the most frequent token, and chance for the next sentence."""
-        rows = {}
-        unigram = self.trainer.callback_metrics.get("val/unigram_acc")
-        if unigram is not None:
-            rows["val/mlm_acc"] = ("masked-token accuracy", "most frequent token", float(unigram))
+        rows = super().baselines()
         if self.nsp_head is not None:
             rows["val/nsp_acc"] = ("next-sentence accuracy", "chance", 0.5)
         return rows
@@ -258,22 +238,6 @@ class CompactBert(TextModule):
         if self.tokenizer is None or self.mlm_head is None:
             return {}
         few = {key: value[:5] for key, value in batch.items()}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with self.same_draws(0):
             out = self.pretraining_task(few)
         return {"masked_words": draw_guesses(self.tokenizer, few["input_ids"], out)}
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        h = self.hparams
-        optimizer = BertAdam(
-            text_groups(self, lr=h.lr, weight_decay=h.weight_decay), lr=h.lr, betas=tuple(h.betas), eps=h.eps
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": linear_schedule(self, optimizer, warmup=h.warmup_steps, kind="bert"),
-        }
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        clip_gradients(self, self.hparams.clip_grad, "global", gradient_clip_val)
