@@ -20,6 +20,9 @@ from zoo.errors import ZooError
 AGENT_VALUES, LANE_VALUES = 10, 12
 LANE_COLUMNS = (-18, -17, -10, -9, -8, -7, -6, -5, -4, -3, -2, -1)  # of a released row; an agent's are 0 to 9
 MAX_STEPS, MAX_PIECES = HISTORY + FUTURE - 1, MAX_POINTS - 1
+# About the size that each column reaches: metres, seconds, flags, indices. Networks may divide by them.
+AGENT_SCALE = (20.0, 20.0, 20.0, 20.0, 2.5, 1.0, 1.0, 1.0, 20.0, 25.0)
+LANE_SCALE = (20.0, 20.0, 1.0, 1.0, 1.0, 20.0, 5.0, 1.0, 20.0, 20.0, 20.0, 20.0)
 RADIUS = 50.0  # metres around the agent, Manhattan
 _EPS = 1e-5
 
