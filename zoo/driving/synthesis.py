@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.driving.agents import Rules, Run, drive, motion
+from zoo.driving.audit import heading_change
 from zoo.driving.maps import VectorMap, read_maps, write_map
 from zoo.driving.scenes import FUTURE, HISTORY, Scene, Track, write_scene
 from zoo.errors import ZooError
@@ -151,8 +152,6 @@ def describe(scene: Scene, report: Report) -> None:
 
 
 def turn_of(scene: Scene) -> str:
-    """ "left", "right" or "straight": by how much the agent's heading changes over the scene (30 degrees)."""
-    xy = scene.agent.xy
-    a, b = xy[5] - xy[0], xy[-1] - xy[-6]
-    angle = np.degrees(np.arctan2(a[0] * b[1] - a[1] * b[0], a @ b))
+    """ "left", "right" or "straight": whether the agent's heading changes by 30 degrees over the scene."""
+    angle = heading_change(scene.agent.xy)
     return "straight" if abs(angle) < 30 else "left" if angle > 0 else "right"

@@ -16,10 +16,9 @@ from rich.table import Table
 from torch import Tensor
 
 from zoo.callbacks.folder import run_folder
-from zoo.driving.scenes import FUTURE
 from zoo.errors import ZooError
 from zoo.papers.trajectory_mae.forecaster import TrajectoryForecaster
-from zoo.papers.trajectory_mae.metrics import forecast_errors
+from zoo.papers.trajectory_mae.metrics import constant_velocity, forecast_errors
 
 Outcome = dict[str, float]
 _STEADY = "constant velocity"
@@ -152,14 +151,6 @@ class ForecastReport(Callback):
         for row in rows:
             table.add_row(row["name"], f"{row['value']:.3f}", f"{row['baseline']:.3f}", row["baseline_name"])
         Console().print(table)
-
-
-def constant_velocity(batch: dict[str, Tensor], rows: int = 5) -> Tensor:
-    """(B, 1, 30, 2): driving on at the mean velocity of the last `rows` steps of 0.1 s."""
-    steps = batch["agents"][:, 0, -rows:]
-    velocity = (steps[:, -1, 2:4] - steps[:, 0, :2]) / rows
-    times = torch.arange(1, FUTURE + 1, device=velocity.device, dtype=velocity.dtype)
-    return (velocity[:, None] * times[None, :, None]).unsqueeze(1)
 
 
 def _save(model: TrajectoryForecaster, path: Path) -> None:
