@@ -11,7 +11,7 @@ import torch
 from datamodules.trajectory_mae import DrivingDataModule
 from zoo.cli.app import main
 from zoo.driving.agents import Rules, drive
-from zoo.driving.audit import heading_change, statistics, worst
+from zoo.driving.audit import heading_change, worst
 from zoo.driving.deform import AUGMENT_TYPES, Augmentation, DoubleTurn, SmoothTurn, map_function
 from zoo.driving.features import localise
 from zoo.driving.maps import read_map, write_map
@@ -180,7 +180,8 @@ def rows(count=50, step=0.1, kind="AGENT", city="MIA"):
     [
         ([HEADER.replace(",Y", ""), *rows()], "no column Y"),
         ([HEADER], "no rows"),
-        ([HEADER, *rows(kind="OTHERS")], "one track is the AGENT, not 0"),
+        ([HEADER, *rows(kind="OTHERS")], "no track is the AGENT"),
+        ([HEADER, *rows(), "315968005.00,b,AGENT,1,1,MIA"], "row 52: track b is a second AGENT beside a"),
         ([HEADER, *rows(30)], "the agent has 30 rows, 50 are needed"),
         ([HEADER, *rows(city="LAX")], "row 2: unknown city 'LAX'"),
         ([HEADER, *rows()[:30], *rows(60)[35:]], r"row 32: 0\.60 s after"),
@@ -217,6 +218,12 @@ def test_bad_maps_are_named(tmp_path, town):
         read_map(path, "MIA")
     path.write_text('<a><node id="1" x="0" y="0"/><way lane_id="7"><nd ref="1"/></way></a>')
     with pytest.raises(ZooError, match="lane 7: a centre line is at least two points"):
+        read_map(path, "MIA")
+    path.write_text('<a><node id="5" x="0" y="here"/></a>')
+    with pytest.raises(ZooError, match="node 5: could not convert string to float: 'here'"):
+        read_map(path, "MIA")
+    path.write_text('<a><node id="5" x="0"/></a>')
+    with pytest.raises(ZooError, match="node 5: 'y' is missing"):
         read_map(path, "MIA")
 
 

@@ -13,8 +13,8 @@ import zoo
 from zoo.cli.app import main
 from zoo.driving.audit import statistics
 from zoo.driving.features import localise
-from zoo.driving.maps import find_map_folder, read_maps
 from zoo.driving.mapless import RADII, arc_map, localise_without_map
+from zoo.driving.maps import find_map_folder, read_maps
 from zoo.driving.scenes import HISTORY, read_scene
 from zoo.errors import ZooError
 

@@ -98,8 +98,14 @@ def parse_scene(text: str, name: str, where: str, need_future: bool = True) -> S
     groups: dict[str, list[int]] = {}
     for index, (kind, track) in enumerate(zip(kinds, ids, strict=True)):
         groups.setdefault(track if kind == "OTHERS" else kind, []).append(index)
-    if len(agents) != 1:
-        raise ZooError(f"{where}: one track is the AGENT, not {len(agents)}: {', '.join(sorted(agents)) or 'none'}.")
+    if not agents:
+        raise ZooError(f"{where}: no track is the AGENT, the road user to forecast.")
+    if len(agents) > 1:
+        first = ids[kinds.index("AGENT")]
+        number = next(
+            n for n, (kind, t) in enumerate(zip(kinds, ids, strict=True), 2) if kind == "AGENT" and t != first
+        )
+        raise ZooError(f"{where}, row {number}: track {ids[number - 2]} is a second AGENT beside {first}.")
     keys = ["AGENT", *(["AV"] if "AV" in groups else []), *(key for key in groups if key not in ("AGENT", "AV"))]
     start = times[0]
     xy, since = np.stack([xs, ys], axis=1), times - start
