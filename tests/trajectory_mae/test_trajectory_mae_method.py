@@ -171,7 +171,7 @@ def test_normalised_features_come_back_in_metres(batch):
 def test_an_encoder_of_the_other_scale_is_refused(normalise):
     state = tiny(normalise=normalise).state_dict()
     TrajectoryForecaster(width=24, depth=1, normalise=normalise).load_encoder(state)
-    with pytest.raises(ZooError, match="agent_scale is (missing|no part)"):
+    with pytest.raises(ZooError, match=r"agent_scale is (missing|no part)"):
         TrajectoryForecaster(width=24, depth=1, normalise=not normalise).load_encoder(state)
 
 
