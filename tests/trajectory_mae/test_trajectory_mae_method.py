@@ -154,6 +154,20 @@ def test_batch_with_one_kind_of_mask(batch):
         out.loss.backward()
 
 
+@pytest.mark.parametrize("official", [False, True])
+def test_released_mask_leaves_the_encoder_at_its_random_start(batch, official):
+    """So fine-tuning after pre-training with it is fine-tuning from scratch."""
+    model = tiny(official_mask=official, normalise=True)
+    start = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.reconstruct(batch).loss.backward()
+        optimizer.step()
+    moved = [key for key, value in model.backbone.state_dict().items() if not torch.equal(value, start[key])]
+    assert len(moved) == (0 if official else len([key for key in start if not key.endswith("_scale")]))
+
+
 def test_normalised_features_come_back_in_metres(batch):
     model = tiny(map_probability=1.0, rotate=False, normalise=True)
     out, raw = model.reconstruct(batch), tiny(map_probability=1.0, rotate=False)
