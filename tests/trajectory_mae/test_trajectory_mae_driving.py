@@ -164,7 +164,9 @@ def test_synthesis_is_the_same_for_any_number_of_processes(town, tmp_path):
         outs.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
         assert report.scenes == len(list(out.rglob("*.csv")))
     assert outs[0] == outs[1]
-    assert any(str(path).startswith("val") for path in outs[0])
+    for split in ("train", "val"):
+        names = [path.name for path in outs[0] if path.parts[0] == split]
+        assert {name.startswith("augmap") for name in names} == {True, False}
 
 
 HEADER = ",".join(COLUMNS)
