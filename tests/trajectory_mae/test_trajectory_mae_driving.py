@@ -248,6 +248,18 @@ def test_data_module_reads_what_was_synthesised(town, tmp_path):
     assert isinstance(again.train_data.store.values, np.memmap)
 
 
+def test_a_folder_of_scenes_is_split_by_run(town, tmp_path):
+    for scene in generate_scenes(town, 8, 0, 0.5):
+        write_scene(scene, tmp_path)
+    write_map(town, tmp_path)
+    data = DrivingDataModule(str(tmp_path), batch_size=4, cache_dir=str(tmp_path / "cache"), val_fraction=0.25)
+    data.setup()
+    train, val = ({name.split("_id_")[0] for name in side.names} for side in (data.train_data, data.val_data))
+    assert (len(train), len(val)) == (6, 2)
+    assert not train & val
+    assert {name.startswith("augmap") for name in val} == {True, False}
+
+
 def test_same_seed_same_data():
     first, second, other = (DrivingDataModule(generated_runs=4, generated_size=3, seed=s) for s in (0, 0, 1))
     for data in (first, second, other):
