@@ -128,7 +128,7 @@ def plot(
     print(f"{target} ({lanes}, {users}{', with the truth' if truth else ''})")
 
 
-@app.command("score", epilog="Example: zoo driving score trajectory-mae-town SCENES/val")
+@app.command("score", epilog="Example: zoo driving score RUN/forecaster.ckpt SCENES/val")
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A forecaster: a name, checkpoint or run folder.")],
     scenes: Annotated[Path, typer.Argument(metavar="SCENES", help="A scene, or a folder of them, with their future.")],
