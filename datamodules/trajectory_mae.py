@@ -4,6 +4,7 @@ that is made up in memory."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +29,9 @@ _UNSEEN = 1000  # added to the seed for the town that forecasting is shown on
 class SceneDataset(Dataset):
     """Samples (see `make_sample`) of the scenes of a store."""
 
-    def __init__(self, store: SceneStore, history_only: bool, indices: range | None = None) -> None:
+    def __init__(self, store: SceneStore, history_only: bool, indices: Sequence[int] | None = None) -> None:
         self.store, self.history_only = store, history_only
-        self.indices = range(len(store)) if indices is None else indices
+        self.indices: Sequence[int] = range(len(store)) if indices is None else indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -56,7 +57,7 @@ class DrivingDataModule(ZooDataModule):
 
     Args:
         root: a folder with `train/data/*.csv`, `val/data/*.csv` (to predict, `test_obs/data/*.csv`) as in Argoverse 1,
-            or one with CSVs in it, of which `val_fraction` is held out; or "generated".
+            or one with CSVs in it, of whose runs `val_fraction` is held out; or "generated".
         map_dir: the `map_files` folder; None looks in `root` and above it.
         task: "pretrain" or "forecast".
         batch_size: scenes of one step on one device.
@@ -150,11 +151,16 @@ class DrivingDataModule(ZooDataModule):
             train, val = (self._store(_csv_files(root / split)) for split in ("train", "val"))
             return SceneDataset(train, self.history_only), SceneDataset(val, self.history_only)
         store = self._store(_csv_files(root))
-        cut = min(len(store) - 1, max(1, round(len(store) * self.hparams.val_fraction)))
-        if len(store) < 2:
-            raise ZooError(f"{root} holds {len(store)} scene: at least two are needed, one of them to hold out.")
-        parts = (range(cut, len(store)), range(cut))
-        train, val = (SceneDataset(store, self.history_only, part) for part in parts)
+        # Windows of one run overlap, so a run is on one side; held-out runs are spread over the names.
+        runs = list(dict.fromkeys(_run_name(name) for name in store.names))
+        if len(runs) < 2:
+            raise ZooError(f"{root} holds scenes of {len(runs)} run: at least two are needed, one of them to hold out.")
+        count = min(len(runs) - 1, max(1, round(len(runs) * self.hparams.val_fraction)))
+        held_out = {runs[(2 * k + 1) * len(runs) // (2 * count)] for k in range(count)}
+        sides: tuple[list[int], list[int]] = ([], [])
+        for index, name in enumerate(store.names):
+            sides[_run_name(name) in held_out].append(index)
+        train, val = (SceneDataset(store, self.history_only, side) for side in sides)
         return train, val
 
     def _store(self, files: list[Path], need_future: bool = True) -> SceneStore:
@@ -236,6 +242,11 @@ class DrivingDataModule(ZooDataModule):
         folder = Path(tempfile.mkdtemp(prefix="zoo-driving-"))
         write_map(town, folder)
         return {"scene": write_scene(generate_scenes(town, 1, h.seed, 0.0)[0], folder), "map": folder}
+
+
+def _run_name(name: str) -> str:
+    """The run that a file belongs to: what stands before the window's number, or the whole name."""
+    return name.split("_id_")[0]
 
 
 def _run_number(scene: Scene) -> int:

@@ -21,6 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(Path(__file__).parent / "golden"),
         help="folder of parity cases, one subfolder a paper (default: tests/golden)",
     )
+    parser.addoption(
+        "--scenes", metavar="DIR", help="folder of Argoverse 1 CSVs for the driving room's end-to-end test"
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -17,6 +17,7 @@ from zoo.papers.trajectory_mae import TrajectoryForecaster, TrajectoryMAE, losse
 from zoo.papers.trajectory_mae.goals import dense_goals, likely_lanes
 from zoo.papers.trajectory_mae.inputs import to_tensors
 from zoo.papers.trajectory_mae.masking import Masks, draw_masks, turn_agents, turn_lanes
+from zoo.papers.trajectory_mae.metrics import constant_velocity
 from zoo.papers.trajectory_mae.selection import expected_distance, select_end_points, spread
 
 
@@ -151,6 +152,57 @@ def test_batch_with_one_kind_of_mask(batch):
         out = tiny(map_probability=probability).reconstruct(batch)
         assert out.loss.isfinite()
         out.loss.backward()
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_released_mask_leaves_the_encoder_at_its_random_start(batch, official):
+    """So fine-tuning after pre-training with it is fine-tuning from scratch."""
+    model = tiny(official_mask=official, normalise=True)
+    start = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.reconstruct(batch).loss.backward()
+        optimizer.step()
+    moved = [key for key, value in model.backbone.state_dict().items() if not torch.equal(value, start[key])]
+    assert len(moved) == (0 if official else len([key for key in start if not key.endswith("_scale")]))
+
+
+def test_normalised_features_come_back_in_metres(batch):
+    model = tiny(map_probability=1.0, rotate=False, normalise=True)
+    out, raw = model.reconstruct(batch), tiny(map_probability=1.0, rotate=False)
+    plain = raw.reconstruct(batch, out.masks)
+    torch.testing.assert_close(out.lane_target, plain.lane_target, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(out.trajectory_target, plain.trajectory_target, rtol=1e-5, atol=1e-4)
+    scale = model.backbone.lane_scale
+    error = ((out.lanes - out.lane_target) / scale).abs().mean(dim=(2, 3)) * out.lane_masked
+    torch.testing.assert_close(out.loss_per_scene, error.sum(1) / out.lane_masked.sum(1))
+    with pytest.raises(ZooError, match="no official form"):
+        model.official_state_dict()
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_an_encoder_of_the_other_scale_is_refused(normalise):
+    state = tiny(normalise=normalise).state_dict()
+    TrajectoryForecaster(width=24, depth=1, normalise=normalise).load_encoder(state)
+    with pytest.raises(ZooError, match=r"agent_scale is (missing|no part)"):
+        TrajectoryForecaster(width=24, depth=1, normalise=not normalise).load_encoder(state)
+
+
+def test_each_decoder_runs_on_its_own_scenes(batch):
+    model = tiny(map_probability=0.5)
+    out = model.reconstruct(batch)
+    assert 0 < out.masks.map_masked.sum() < len(out.masks.map_masked)
+    assert not out.lanes[~out.masks.map_masked].any()
+    assert not out.trajectory[out.masks.map_masked].any()
+
+
+def test_constant_velocity_is_exact_for_steady_driving():
+    steps = np.stack([np.zeros(51), np.arange(-20, 31) * 0.7], axis=1)
+    agents = torch.zeros(1, 1, 19, 10)
+    agents[0, 0, :, 0:2], agents[0, 0, :, 2:4] = torch.tensor(steps[1:20]), torch.tensor(steps[2:21])
+    found = constant_velocity({"agents": agents})
+    torch.testing.assert_close(found[0, 0].double(), torch.tensor(steps[21:]), rtol=1e-5, atol=1e-5)
 
 
 def test_unused_modes_get_a_push():

@@ -14,6 +14,7 @@ app = typer.Typer(
     epilog="Example: zoo driving synthesize argoverse/map_files -o SCENES",
     no_args_is_help=True,
 )
+NoMapOption = Annotated[bool, typer.Option("--no-map", help="The map is not at hand: arcs ahead stand in for lanes.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 
 
@@ -85,10 +86,12 @@ def plot(
     map_dir: Annotated[Path | None, typer.Option("--map", help="Map folder; default: beside or above it.")] = None,
     model: Annotated[str | None, typer.Option(help="A forecaster: its six trajectories are drawn as well.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="PNG; default: SCENE.png here.")] = None,
+    no_map: NoMapOption = False,
     force: ForceOption = False,
 ) -> None:
     """Draw a scene over its map; with --model, forecast it."""
     from zoo.driving.features import HISTORY, localise
+    from zoo.driving.mapless import localise_without_map
     from zoo.driving.maps import find_map_folder, read_maps
     from zoo.driving.plot import draw_scene
     from zoo.driving.scenes import read_scene
@@ -99,10 +102,13 @@ def plot(
     if not scene.is_file():
         raise ZooError(f"There is no scene {scene}.")
     read = read_scene(scene, need_future=False)
-    maps = read_maps(map_dir or find_map_folder(scene))
-    if read.city not in maps:
-        raise ZooError(f"{scene} is in {read.city}, the map folder only has {', '.join(maps)}.")
-    local = localise(read, maps[read.city])
+    if no_map:
+        local = localise_without_map(read)
+    else:
+        maps = read_maps(map_dir or find_map_folder(scene))
+        if read.city not in maps:
+            raise ZooError(f"{scene} is in {read.city}, the map folder only has {', '.join(maps)}.")
+        local = localise(read, maps[read.city])
     forecast = None
     if model is not None:
         from zoo.loading import load
@@ -116,7 +122,37 @@ def plot(
     matplotlib.use("Agg")
     draw_scene(local, forecast).savefig(target, dpi=150, bbox_inches="tight")
     truth = len(local.tracks[0].xy) > HISTORY
-    print(f"{target} ({len(local.lanes)} lanes, {len(local.tracks)} road users{', with the truth' if truth else ''})")
+    count = len(local.tracks)
+    users = f"{count} road user{'s' if count > 1 else ''}"
+    lanes = "no map, arcs instead" if no_map else f"{len(local.lanes)} lanes"
+    print(f"{target} ({lanes}, {users}{', with the truth' if truth else ''})")
+
+
+@app.command("score", epilog="Example: zoo driving score RUN/forecaster.ckpt SCENES/val")
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A forecaster: a name, checkpoint or run folder.")],
+    scenes: Annotated[Path, typer.Argument(metavar="SCENES", help="A scene, or a folder of them, with their future.")],
+    map_dir: Annotated[Path | None, typer.Option("--map", help="Map folder; default: beside or above them.")] = None,
+    no_map: NoMapOption = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Scenes at once.")] = 64,
+) -> None:
+    """Score a forecaster as Argoverse does (K = 6, misses beyond 2 m), beside driving on at constant velocity."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoo.cli.driving_score import score_scenes
+
+    if not scenes.exists():
+        raise ZooError(f"There are no scenes at {scenes}.")
+    count, found = score_scenes(model, scenes, map_dir, no_map, batch_size)
+    table = Table(title=f"{count} scene{'s' if count > 1 else ''}{', without a map' if no_map else ''}",
+                  box=box.SIMPLE_HEAD, title_justify="left")  # fmt: skip
+    for column in ("", "minADE_6 (m)", "minFDE_6 (m)", "MR_6"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, values in found.items():
+        table.add_row(name, f"{values['minADE']:.2f}", f"{values['minFDE']:.2f}", f"{values['MR']:.0%}")
+    Console().print(table)
 
 
 @app.command("submit", epilog="Example: zoo driving submit MODEL ARGOVERSE -o submission.h5")

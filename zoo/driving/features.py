@@ -20,6 +20,9 @@ from zoo.errors import ZooError
 AGENT_VALUES, LANE_VALUES = 10, 12
 LANE_COLUMNS = (-18, -17, -10, -9, -8, -7, -6, -5, -4, -3, -2, -1)  # of a released row; an agent's are 0 to 9
 MAX_STEPS, MAX_PIECES = HISTORY + FUTURE - 1, MAX_POINTS - 1
+# About the size that each column reaches: metres, seconds, flags, indices. Networks may divide by them.
+AGENT_SCALE = (20.0, 20.0, 20.0, 20.0, 2.5, 1.0, 1.0, 1.0, 20.0, 25.0)
+LANE_SCALE = (20.0, 20.0, 1.0, 1.0, 1.0, 20.0, 5.0, 1.0, 20.0, 20.0, 20.0, 20.0)
 RADIUS = 50.0  # metres around the agent, Manhattan
 _EPS = 1e-5
 
@@ -106,7 +109,9 @@ def _local(scene: Scene, frame: Frame, near: Sequence[Lane]) -> LocalScene:
         (1.0 if lane.traffic_control else -1.0, turns.get(lane.turn, 0.0), 1.0 if lane.intersection else -1.0)
         for lane in near
     ]
-    tracks = [Track(track.kind, track.times, frame.to_agent(track.xy)) for track in scene.tracks]
+    ends = np.cumsum([len(track.xy) for track in scene.tracks])[:-1]
+    turned = np.split(frame.to_agent(np.concatenate([track.xy for track in scene.tracks])), ends)
+    tracks = [Track(track.kind, track.times, xy) for track, xy in zip(scene.tracks, turned, strict=True)]
     ids = np.array([lane.id for lane in near], dtype=np.int64)
     return LocalScene(scene.name, scene.city, frame, tracks, lanes, np.array(flags), ids)
 
@@ -162,22 +167,25 @@ def lane_vectors(
 def goal_candidates(lanes: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
     """(G, 2) sparse goals: each lane's points (those within a centimetre's cell once), then points between them so that
     a lane's mean spacing is at most 1 m."""
-    seen: set[tuple[int, int]] = set()
+    if not len(lanes):
+        return np.zeros((0, 2), dtype=np.float32)
+    counts = np.array([len(points) for points in lanes])
+    ends = np.cumsum(counts)
+    together = np.concatenate(lanes)
+    cells = np.round((together + 500) * 100).astype(np.int64)
+    fresh = np.zeros(len(together), dtype=bool)
+    fresh[np.unique(cells[:, 0] * 1_000_000 + cells[:, 1], return_index=True)[1]] = True  # the first of each
+    steps = np.hypot(*np.diff(together, axis=0).T)
     found: list[NDArray[np.float64]] = []
-    for points in lanes:
-        cells = np.round((points + 500) * 100).astype(np.int64)
-        fresh = []
-        for index, cell in enumerate(map(tuple, cells.tolist())):
-            if cell not in seen:
-                seen.add(cell)
-                fresh.append(index)
-        found.append(points[fresh])
-        steps = np.diff(points, axis=0)
-        mean = np.hypot(steps[:, 0], steps[:, 1]).mean()
-        parts = max(1, math.ceil(mean - 1e-12))
-        share = (np.arange(1, parts) / parts)[None, :, None]
-        found.append((points[:-1, None] * (1 - share) + points[1:, None] * share).reshape(-1, 2))
-    return np.concatenate(found).astype(np.float32) if found else np.zeros((0, 2), dtype=np.float32)
+    for end, count in zip(ends.tolist(), counts.tolist(), strict=True):
+        begin = end - count
+        points = together[begin:end]
+        found.append(points[fresh[begin:end]])
+        parts = math.ceil(steps[begin : end - 1].mean() - 1e-12)
+        if parts > 1:
+            share = (np.arange(1, parts) / parts)[None, :, None]
+            found.append((points[:-1, None] * (1 - share) + points[1:, None] * share).reshape(-1, 2))
+    return np.concatenate(found).astype(np.float32)
 
 
 def nearest_lane(lanes: Sequence[NDArray[np.float64]], point: NDArray[np.float64]) -> int:

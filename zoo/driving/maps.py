@@ -89,7 +89,7 @@ def find_map_folder(path: Path) -> Path:
                 return candidate
     raise ZooError(
         f"No vector map (pruned_argoverse_*_vector_map.xml) in {start} or in a map_files folder there or above: "
-        "say where the maps are."
+        "say where they are (--map, data.map_dir), or go without (--no-map)."
     )
 
 
@@ -123,7 +123,9 @@ def read_map(path: Path, city: str) -> VectorMap:
     except OSError as error:
         raise ZooError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (KeyError, ValueError) as error:
-        raise ZooError(f"{path}: a node or way without what it needs: {error}.") from error
+        number = element.attrib.get("id") or element.attrib.get("lane_id") or "without a number"
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ZooError(f"{path}: {element.tag} {number}: {what}.") from error
     if not lanes:
         raise ZooError(f"{path} holds no lanes.")
     return VectorMap(city, lanes, _read_boxes(path.parent, city, lanes))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zoo.driving.deform import Augmentation, map_function
+from zoo.driving.deform import AUGMENT_TYPES, Augmentation
 from zoo.driving.maps import check_city
 from zoo.errors import ZooError
 
@@ -74,45 +74,52 @@ def parse_scene(text: str, name: str, where: str, need_future: bool = True) -> S
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         raise ZooError(f"{where}: no column {missing[0]}; a scene's first line is {','.join(COLUMNS)}.")
-    rows = [line.split(",") for line in lines[1:] if line]
+    rows = [line for line in lines[1:] if line]
     if not rows:
         raise ZooError(f"{where}: no rows below the header.")
+    width = len(header)
     for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ZooError(f"{where}, row {number}: {len(row)} values for {len(header)} columns.")
-    at = {column: header.index(column) for column in header}
-    columns = list(zip(*rows, strict=True))
-    times, xs, ys = (_numbers(columns[at[key]], key, where) for key in ("TIMESTAMP", "X", "Y"))
-    city = check_city(rows[0][at["CITY_NAME"]], f"{where}, row 2")
-    for number, value in enumerate(columns[at["CITY_NAME"]], start=2):
-        if value != city:
-            raise ZooError(f"{where}, row {number}: city {value!r}, but the rows above are in {city}.")
+        if row.count(",") != width - 1:
+            raise ZooError(f"{where}, row {number}: {row.count(',') + 1} values for {width} columns.")
+    flat = ",".join(rows).split(",")  # one split for the whole file: columns are every width-th value
+    columns = {column: flat[index::width] for index, column in enumerate(header)}
+    times, xs, ys = (_numbers(columns[key], key, where) for key in ("TIMESTAMP", "X", "Y"))
+    cities, kinds, ids = columns["CITY_NAME"], columns["OBJECT_TYPE"], columns["TRACK_ID"]
+    city = check_city(cities[0], f"{where}, row 2")
+    if cities.count(city) != len(cities):
+        number = next(n for n, value in enumerate(cities, start=2) if value != city)
+        raise ZooError(f"{where}, row {number}: city {cities[number - 2]!r}, but the rows above are in {city}.")
+    if not set(kinds) <= set(OBJECT_TYPES):
+        number = next(n for n, kind in enumerate(kinds, start=2) if kind not in OBJECT_TYPES)
+        raise ZooError(
+            f"{where}, row {number}: OBJECT_TYPE {kinds[number - 2]!r} is none of {', '.join(OBJECT_TYPES)}."
+        )
+    agents = {track for kind, track in zip(kinds, ids, strict=True) if kind == "AGENT"}
     groups: dict[str, list[int]] = {}
-    agents = set()
-    for index, row in enumerate(rows):
-        kind = row[at["OBJECT_TYPE"]]
-        if kind not in OBJECT_TYPES:
-            raise ZooError(f"{where}, row {index + 2}: OBJECT_TYPE {kind!r} is none of {', '.join(OBJECT_TYPES)}.")
-        if kind == "AGENT":
-            agents.add(row[at["TRACK_ID"]])
-        groups.setdefault(row[at["TRACK_ID"]] if kind == "OTHERS" else kind, []).append(index)
-    if len(agents) != 1:
-        raise ZooError(f"{where}: one track is the AGENT, not {len(agents)}: {', '.join(sorted(agents)) or 'none'}.")
+    for index, (kind, track) in enumerate(zip(kinds, ids, strict=True)):
+        groups.setdefault(track if kind == "OTHERS" else kind, []).append(index)
+    if not agents:
+        raise ZooError(f"{where}: no track is the AGENT, the road user to forecast.")
+    if len(agents) > 1:
+        first = ids[kinds.index("AGENT")]
+        number = next(
+            n for n, (kind, t) in enumerate(zip(kinds, ids, strict=True), 2) if kind == "AGENT" and t != first
+        )
+        raise ZooError(f"{where}, row {number}: track {ids[number - 2]} is a second AGENT beside {first}.")
     keys = ["AGENT", *(["AV"] if "AV" in groups else []), *(key for key in groups if key not in ("AGENT", "AV"))]
     start = times[0]
+    xy, since = np.stack([xs, ys], axis=1), times - start
     tracks = []
     for key in keys:
         index = np.array(groups[key])
-        tracks.append(
-            Track(key if key in ("AGENT", "AV") else "OTHERS", times[index] - start, np.stack([xs, ys], 1)[index])
-        )
+        tracks.append(Track(key if key in ("AGENT", "AV") else "OTHERS", since[index], xy[index]))
     _check_agent(tracks[0], np.array(groups["AGENT"]), where, need_future)
-    return Scene(name, city, tracks, _augmentation(rows[0], at, where), float(start))
+    return Scene(name, city, tracks, _augmentation(columns, where), float(start))
 
 
 def _numbers(column: Sequence[str], key: str, where: str) -> NDArray[np.float64]:
     try:
-        values = np.array(column, dtype=np.float64)
+        values = np.fromiter(map(float, column), dtype=np.float64, count=len(column))
     except ValueError:
         for number, text in enumerate(column, start=2):
             try:
@@ -141,22 +148,26 @@ def _check_agent(agent: Track, rows: NDArray[np.int64], where: str, need_future:
         raise ZooError(f"{where}, row {row}: {gaps[bad[0]]:.2f} s after the agent's row before; rows are 0.1 s apart.")
 
 
-def _augmentation(row: list[str], at: dict[str, int], where: str) -> Augmentation | None:
+def _augmentation(columns: dict[str, list[str]], where: str) -> Augmentation | None:
     """The augmentation columns. They decide, not the file's name (which the released reader goes by)."""
-    present = [column for column in AUGMENT_COLUMNS if column in at]
+    present = [column for column in AUGMENT_COLUMNS if column in columns]
     if not present:
         return None
     if len(present) < len(AUGMENT_COLUMNS):
-        missing = next(column for column in AUGMENT_COLUMNS if column not in at)
+        missing = next(column for column in AUGMENT_COLUMNS if column not in columns)
         raise ZooError(f"{where}: an augmented scene needs the column {missing} as well.")
-    try:
-        x_ref, kind, direction, power = (float(row[at[column]]) for column in AUGMENT_COLUMNS)
-    except ValueError as error:
-        raise ZooError(f"{where}, row 2: an augmentation column is no number: {error}.") from error
-    try:
-        map_function(int(kind), power)
-    except ZooError as error:
-        raise ZooError(f"{where}, row 2: {error}") from None
+    for column in AUGMENT_COLUMNS:
+        if columns[column].count(columns[column][0]) != len(columns[column]):
+            number = next(n for n, value in enumerate(columns[column], start=2) if value != columns[column][0])
+            raise ZooError(f"{where}, row {number}: {column} changes within the scene; it is one value a file.")
+    x_ref, kind, direction, power = (
+        float(_numbers(columns[column][:1], column, where)[0]) for column in AUGMENT_COLUMNS
+    )
+    if kind not in AUGMENT_TYPES:
+        known = ", ".join(map(str, AUGMENT_TYPES))
+        raise ZooError(f"{where}, row 2: AUGMENT_TYPE is one of {known}, not {kind:g}.")
+    if direction not in (0, 1):
+        raise ZooError(f"{where}, row 2: AUGMENT_DIRECTION is 0 or 1, not {direction:g}.")
     return Augmentation(x_ref, int(kind), int(direction), power)
 
 

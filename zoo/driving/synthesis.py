@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from zoo.driving.agents import Rules, Run, drive, motion
+from zoo.driving.audit import heading_change
 from zoo.driving.maps import VectorMap, read_maps, write_map
 from zoo.driving.scenes import FUTURE, HISTORY, Scene, Track, write_scene
 from zoo.errors import ZooError
 
 WINDOW, STRIDE = HISTORY + FUTURE, 20  # rows
 _CHUNK = 64  # runs driven at once
+Job = tuple[str, bool, list[int], set[int]]  # city, augmented or not, runs, those of them that are held out
 
 
 @dataclass
@@ -96,16 +98,18 @@ def synthesize(
         write_map(vector_map, out / "map_files")
     for split in ("train", "val"):
         (out / split / "data").mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (city, augmented, numbers[start : start + _CHUNK])
-        for city in maps
-        for augmented, numbers in _split(range(runs), augmented_share)
-        for start in range(0, len(numbers), _CHUNK)
-    ]
-    work = partial(_write_chunk, maps, out, seed, val_share, rules)
+    jobs: list[Job] = []
+    for city in maps:
+        for augmented, numbers in _split(range(runs), augmented_share):
+            # Held out within each kind, so that both are in both splits.
+            held_out = {n for j, n in enumerate(numbers) if int((j + 1) * val_share) > int(j * val_share)}
+            for start in range(0, len(numbers), _CHUNK):
+                chunk = numbers[start : start + _CHUNK]
+                jobs.append((city, augmented, chunk, held_out.intersection(chunk)))
+    work = partial(_write_chunk, maps, out, seed, rules)
     total = Report()
 
-    def take(report: Report, job: tuple[str, bool, list[int]]) -> None:
+    def take(report: Report, job: Job) -> None:
         total.add(report)
         if progress is not None:
             progress(len(job[2]))
@@ -120,23 +124,15 @@ def synthesize(
     return total
 
 
-def _write_chunk(
-    maps: dict[str, VectorMap],
-    out: Path,
-    seed: int,
-    val_share: float,
-    rules: Rules | None,
-    job: tuple[str, bool, list[int]],
-) -> Report:
-    city, augmented, numbers = job
+def _write_chunk(maps: dict[str, VectorMap], out: Path, seed: int, rules: Rules | None, job: Job) -> Report:
+    city, augmented, numbers, held_out = job
     report = Report()
     for run in drive(maps[city], numbers, seed, augmented, rules):
         if run.rejected is not None:
             report.rejected[run.rejected] += 1
             continue
-        held_out = int((run.number + 1) * val_share) > int(run.number * val_share)
         for scene in windows(run, city):
-            write_scene(scene, out / ("val" if held_out else "train") / "data")
+            write_scene(scene, out / ("val" if run.number in held_out else "train") / "data")
             report.scenes += 1
             report.augmented += run.augmentation is not None
             describe(scene, report)
@@ -151,8 +147,6 @@ def describe(scene: Scene, report: Report) -> None:
 
 
 def turn_of(scene: Scene) -> str:
-    """ "left", "right" or "straight": by how much the agent's heading changes over the scene (30 degrees)."""
-    xy = scene.agent.xy
-    a, b = xy[5] - xy[0], xy[-1] - xy[-6]
-    angle = np.degrees(np.arctan2(a[0] * b[1] - a[1] * b[0], a @ b))
+    """ "left", "right" or "straight": whether the agent's heading changes by 30 degrees over the scene."""
+    angle = heading_change(scene.agent.xy)
     return "straight" if abs(angle) < 30 else "left" if angle > 0 else "right"

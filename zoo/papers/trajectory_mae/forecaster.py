@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zoo.driving.features import LocalScene, collate, make_sample, rotate, sample_from_arrays
+from zoo.driving.features import AGENT_SCALE, LocalScene, collate, make_sample, rotate, sample_from_arrays
 from zoo.driving.maps import Lane, VectorMap
 from zoo.driving.scenes import FUTURE
 from zoo.errors import ZooError
@@ -73,6 +73,7 @@ class TrajectoryForecaster(ZooModule):
         width, depth: see `TrajectoryMAE`; both must be those of `pretrained`.
         modes: trajectories.
         official_padding: see `VectorNetEncoder`.
+        normalise: see `TrajectoryMAE`; must be that of `pretrained`.
         unused_weights: carry along the parameters that the official state dict holds and never uses, so that it can be
             loaded and written back.
         lr: Adam's rate; times `lr_decay` every `lr_step` epochs.
@@ -85,6 +86,7 @@ class TrajectoryForecaster(ZooModule):
         depth: int = 3,
         modes: int = 6,
         official_padding: bool = False,
+        normalise: bool = False,
         unused_weights: bool = False,
         lr: float = 1.0e-3,
         lr_decay: float = 0.3,
@@ -97,8 +99,8 @@ class TrajectoryForecaster(ZooModule):
             raise ZooError(f"width is a multiple of 4 and at least 20, not {width}.")
         if lr <= 0:
             raise ZooError(f"A learning rate lies above 0, not at {lr}.")
-        self.backbone = VectorNetEncoder(width, depth, official_padding)
-        self.decoder = stage.GoalDecoder(width, FUTURE)
+        self.backbone = VectorNetEncoder(width, depth, official_padding, normalise)
+        self.decoder = stage.GoalDecoder(width, FUTURE, AGENT_SCALE[0] if normalise else 1.0)
         if unused_weights:
             self.unused = _unused(width, depth).requires_grad_(False)
         if pretrained is not None:

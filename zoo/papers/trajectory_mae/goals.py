@@ -38,11 +38,15 @@ def masked_log_softmax(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 class GoalDecoder(nn.Module):
-    """Scores and trajectories from encoded scenes; parameters under the official names."""
+    """Scores and trajectories from encoded scenes; parameters under the official names.
 
-    def __init__(self, width: int, future: int) -> None:
+    Args:
+        scale: metres that its networks count as 1; 1 as released.
+    """
+
+    def __init__(self, width: int, future: int, scale: float = 1.0) -> None:
         super().__init__()
-        self.future = future
+        self.future, self.scale = future, scale
         self.goals_2D_mlps = nn.Sequential(MLP(2, width), MLP(width, width), MLP(width, width))
         # Only the completion reads these features, and cuts their gradient: they stay as they were drawn.
         self.goals_2D_mlps.requires_grad_(False)
@@ -64,7 +68,7 @@ class GoalDecoder(nn.Module):
         self, goals: Tensor, valid: Tensor, agent: Tensor, states: Tensor, visible: Tensor, lanes: Tensor, kept: Tensor
     ) -> Tensor:
         """(B, G) log-probabilities of goals (B, G, 2); `lanes` (B, L', D) and `kept` (B, L'): the likely lanes."""
-        hidden = self.goals_2D_point_sub_graph(goals, agent)
+        hidden = self.goals_2D_point_sub_graph(goals / self.scale, agent)
         scene = self.goals_2D_cross_attention(hidden, states, visible.unsqueeze(1))
         on_lanes = self.goals_2D_cross_attention(hidden, lanes, kept.unsqueeze(1))
         features = torch.cat([agent.unsqueeze(1).expand_as(hidden), hidden, scene, on_lanes], dim=-1)
@@ -72,10 +76,11 @@ class GoalDecoder(nn.Module):
 
     def complete(self, goals: Tensor, agent: Tensor, states: Tensor, visible: Tensor) -> Tensor:
         """(B, K, T, 2) trajectories to goals (B, K, 2). Gradients end in the completion's own layers."""
-        feature = self.goals_2D_mlps(goals).detach()
+        feature = self.goals_2D_mlps(goals / self.scale).detach()
         context = self.complete_traj_cross_attention(feature, states.detach(), visible.unsqueeze(1))
         agent = agent.detach().unsqueeze(1).expand_as(feature)
-        return self.complete_traj_decoder(torch.cat([agent, feature, context], dim=-1)).unflatten(-1, (self.future, 2))
+        steps = self.complete_traj_decoder(torch.cat([agent, feature, context], dim=-1)) * self.scale
+        return steps.unflatten(-1, (self.future, 2))
 
 
 def likely_lanes(log_probability: Tensor, mass: float = LANE_MASS) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zoo.driving.scenes import FUTURE, STEP
+
 MISS_THRESHOLD = 2.0  # metres
 _LOW_PROBABILITY = 0.05
 
@@ -42,3 +44,15 @@ def forecast_errors(
         out["p-MR"] = torch.where(missed > 0, torch.ones_like(p), 1 - p)
         out["brier-minADE"], out["brier-minFDE"] = ade + (1 - p) ** 2, fde + (1 - p) ** 2
     return out
+
+
+def constant_velocity(batch: dict[str, Tensor], steps: int = 5) -> Tensor:
+    """(B, 1, 30, 2) in the agent frame: driving on at the mean velocity of the last `steps` of 0.1 s.
+
+    Args:
+        batch: a forecasting batch; its `agents` (B, A, 19, 10) have the agent first.
+    """
+    last = batch["agents"][:, 0, -steps:]
+    velocity = (last[:, -1, 2:4] - last[:, 0, :2]) / (steps * STEP)
+    times = STEP * torch.arange(1, FUTURE + 1, device=velocity.device, dtype=velocity.dtype)
+    return (velocity[:, None] * times[None, :, None]).unsqueeze(1)

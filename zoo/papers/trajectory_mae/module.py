@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.driving.features import AGENT_VALUES, LANE_VALUES, MAX_PIECES, MAX_STEPS
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
+from zoo.optim import warmup_cosine
 from zoo.papers.trajectory_mae import losses, weights
 from zoo.papers.trajectory_mae.inputs import preprocess_scene
 from zoo.papers.trajectory_mae.masking import (
@@ -30,6 +31,7 @@ from zoo.papers.trajectory_mae.network import MaskedDecoder, ResidualHead, Vecto
 
 Batch = dict[str, Tensor]
 LANE_XY, STEP_XY = (9, 8), (2, 3)  # where a lane vector's and a step's end point stand
+POLYLINE = 5  # where a lane vector says which polyline of the scene it belongs to
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ class TrajectoryMAE(ZooModule):
         official_mask: the released decoder mask, which hides the visible polylines from the queries: the encoder then
             gets no gradient at all. For comparisons only.
         official_padding: let padding into attention and maximum as the released code does; see `VectorNetEncoder`.
-        lr: Adam's constant rate.
+        normalise: feed and reconstruct features in units of their size instead of raw metres and indices (released).
+            Raw, the positions that tell the queries apart drown in coordinates of tens of metres, and the outputs take
+            thousands of steps to grow to that size: short pre-training then learns nothing.
+        lr: Adam's rate, constant as released, or with `cosine` falling to 0.
     """
 
     # The 0.05 term for modes not yet used looks at the batch of a device, in order.
@@ -89,7 +94,9 @@ class TrajectoryMAE(ZooModule):
         rotate: bool = True,
         official_mask: bool = False,
         official_padding: bool = False,
+        normalise: bool = False,
         lr: float = 1.0e-4,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -101,7 +108,7 @@ class TrajectoryMAE(ZooModule):
             raise ZooError(f"map_probability lies from 0 to 1, not at {map_probability}.")
         if lr <= 0:
             raise ZooError(f"A learning rate lies above 0, not at {lr}.")
-        self.backbone = VectorNetEncoder(width, depth, official_padding)
+        self.backbone = VectorNetEncoder(width, depth, official_padding, normalise)
         self.traj_mask_token = nn.Parameter(torch.zeros(1, AGENT_VALUES))
         self.map_mask_token = nn.Parameter(torch.zeros(1, LANE_VALUES))
         # Kept because official checkpoints hold them: the first is a constant, the second a scratch pad (the table of
@@ -159,33 +166,40 @@ class TrajectoryMAE(ZooModule):
         encoded = encoder.relate(torch.cat([agent_states, lane_states], dim=1), visible)
 
         # 2. Queries: the first vector of each masked polyline, tokens for the rest, positions on top.
-        target = agents[:, 0]
-        lane_target = gather_first(lanes, masks.lanes)
+        polyline = gather_first(lanes[:, :, 0, POLYLINE], masks.lanes)
+        target = agents[:, 0] / encoder.agent_scale
+        lane_target = gather_first(lanes, masks.lanes) / encoder.lane_scale
         lane_masked = gather_first(masks.lanes, masks.lanes)
         masked_length = gather_first(lane_length, masks.lanes) * lane_masked
-        queries, query_valid = self._queries(target, trajectory_masked, lane_target, lane_masked)
+        queries, query_valid = self._queries(target, trajectory_masked, lane_target, polyline, lane_masked)
 
-        # 3. Both decoders run on all queries; each one's loss looks at its own scenes.
-        context = (queries, query_valid, encoded, visible)
-        found = self.pred_map(self.map_decoder(*context)[:, : lane_masked.shape[1] * MAX_PIECES])
-        steps = self.pred_traj(self.traj_decoder(*context)[:, :MAX_STEPS])
+        # 3. Each decoder runs on its own scenes (the released code runs both on all; a loss looks at its own anyway).
+        def decode(decoder: nn.Module, head: nn.Module, chosen: Tensor, count: int) -> Tensor:
+            rows = chosen.nonzero().squeeze(1)
+            out = head(decoder(queries[rows, :count], query_valid[rows, :count], encoded[rows], visible[rows]))
+            return out.new_zeros(len(chosen), *out.shape[1:]).index_copy(0, rows, out)
+
+        found = decode(self.map_decoder, self.pred_map, masks.map_masked, lane_masked.shape[1] * MAX_PIECES)
+        steps = decode(self.traj_decoder, self.pred_traj, trajectory_masked, MAX_STEPS)
         with full_precision(agents.device.type):
             found = found.float().unflatten(1, (-1, MAX_PIECES))
             steps = steps.float().unflatten(-1, (h.modes, AGENT_VALUES)).transpose(1, 2)
             lane_loss = losses.lane_loss(found, lane_target, lane_masked)
             step_loss, mode_errors = losses.trajectory_loss(steps, target, trajectory_masked)
             per_scene = lane_loss + step_loss
+            # Out again in metres, seconds and numbers.
+            found, lane_target = found * encoder.lane_scale, lane_target * encoder.lane_scale
+            steps, target = steps * encoder.agent_scale, target * encoder.agent_scale
         return MAEOutput(
             per_scene.mean(), per_scene, masks, encoded, visible, queries, query_valid, found, lane_target,
             lane_masked, masked_length, steps, target, mode_errors,
         )  # fmt: skip
 
     def _queries(
-        self, target: Tensor, trajectory_masked: Tensor, lane_target: Tensor, lane_masked: Tensor
+        self, target: Tensor, trajectory_masked: Tensor, lane_target: Tensor, polyline: Tensor, lane_masked: Tensor
     ) -> tuple[Tensor, Tensor]:
         width = self.hparams.width
         ours = trajectory_queries(target, torch.full_like(trajectory_masked, MAX_STEPS), self.traj_mask_token, width)
-        polyline = lane_target[:, :, 0, 5]  # each vector says which polyline of the scene it belongs to
         theirs = lane_queries(lane_target, polyline, self.map_mask_token, width)
         count = max(ours.shape[1], theirs.shape[1])
         ours, theirs = (nn.functional.pad(q, (0, 0, 0, count - q.shape[1])) for q in (ours, theirs))
@@ -243,9 +257,12 @@ class TrajectoryMAE(ZooModule):
 
         return {"reconstructions": draw_reconstructions(self.reconstruct(batch, self.fixed_masks(batch, 0)), batch)}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         # The released code has a second Adam, with the same rate, for the heads: the same updates.
-        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.hparams.lr)
+        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.hparams.lr)
+        if not self.hparams.cosine:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": warmup_cosine(self, optimizer, lr=self.hparams.lr)}
 
 
 def reconstruction_errors(out: MAEOutput) -> dict[str, tuple[Tensor, int]]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.driving.features import LANE_COLUMNS
+from zoo.driving.features import AGENT_SCALE, AGENT_VALUES, LANE_COLUMNS, LANE_SCALE, LANE_VALUES
 
 
 def widen_agents(vectors: Tensor, width: int) -> Tensor:
@@ -135,10 +135,21 @@ class VectorNetEncoder(nn.Module):
         official_padding: let padding in where the released code does: padded vectors join the sub-graph's maximum, and
             padded polylines (whose keys are zero) take a share of the global attention. Outputs then depend on what
             else is in the batch.
+        normalise: divide each column of the vectors by the size it reaches (`AGENT_SCALE`, `LANE_SCALE`); the scales
+            then stand in the state dict, so that weights of the other kind are refused. False, as released: raw metres
+            and indices.
     """
 
-    def __init__(self, width: int = 128, depth: int = 3, official_padding: bool = False) -> None:
+    agent_scale: Tensor
+    lane_scale: Tensor
+
+    def __init__(
+        self, width: int = 128, depth: int = 3, official_padding: bool = False, normalise: bool = False
+    ) -> None:
         super().__init__()
+        for name, scale, count in (("agent", AGENT_SCALE, AGENT_VALUES), ("lane", LANE_SCALE, LANE_VALUES)):
+            values = torch.tensor(scale) if normalise else torch.ones(count)
+            self.register_buffer(f"{name}_scale", values, persistent=normalise)
         self.width, self.official_padding = width, official_padding
         self.point_level_sub_graph = SubGraph(width, depth)
         self.global_graph = GlobalGraph(width)
@@ -155,7 +166,8 @@ class VectorNetEncoder(nn.Module):
         Returns agent states (B, A, D), lane states (B, L, D), and lane states as encoded without the agents (the same
         but for `official_padding`).
         """
-        agents, lanes = widen_agents(agents, self.width), widen_lanes(lanes, self.width)
+        agents = widen_agents(agents / self.agent_scale, self.width)
+        lanes = widen_lanes(lanes / self.lane_scale, self.width)
         if not self.official_padding:
             return self._pool(agents, agent_length), (states := self._pool(lanes, lane_length)), states
         lane_only = self._pool(lanes, lane_length, lane_length.amax(1))

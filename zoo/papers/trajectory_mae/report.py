@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,20 +18,25 @@ from torch import Tensor
 from zoo.callbacks.folder import run_folder
 from zoo.errors import ZooError
 from zoo.papers.trajectory_mae.forecaster import TrajectoryForecaster
-from zoo.papers.trajectory_mae.metrics import forecast_errors
+from zoo.papers.trajectory_mae.metrics import constant_velocity, forecast_errors
 
+Outcome = dict[str, float]
+_STEADY = "constant velocity"
 _METRICS = {"minADE": "minADE_6 (m)", "minFDE": "minFDE_6 (m)", "MR": "MR_6 (share beyond 2 m)"}
 
 
 class ForecastReport(Callback):
     """When pre-training ends: two forecasters, one from its encoder and one from random weights, are trained on the
-    same few scenes in the same order, and scored on the same others (`datamodule.unseen_scenes`).
+    same few scenes in the same order, and scored on the same others (`datamodule.unseen_scenes`), beside driving on at
+    the last speed.
 
-    Writes `results.json`, `figures/forecasts.png`, and for made-up data `figures/augmentation.png`.
+    Writes `results.json`, the last fine-tuned forecaster as `forecaster.ckpt` (for `zoo.load`, `zoo driving plot`,
+    `zoo export`), `figures/forecasts.png`, and for made-up data `figures/augmentation.png`.
 
     Args:
-        epochs, batch_size, lr: of the fine-tuning, lr * 0.3 after half and after three quarters of it.
-        seeds: repeats; means are reported.
+        epochs, batch_size, lr: of the fine-tuning; the rate falls to 0 as half a cosine.
+        scratch_lr: rate of the forecaster from scratch, where another suits it better; None takes `lr`.
+        seeds: repeats (order of the scenes and random weights); means are reported.
     """
 
     def __init__(
@@ -37,11 +44,14 @@ class ForecastReport(Callback):
         epochs: int = 20,
         batch_size: int = 32,
         lr: float = 1.0e-3,
+        scratch_lr: float | None = None,
         seeds: int = 1,
     ) -> None:
-        if min(epochs, batch_size, seeds) < 1 or lr <= 0:
+        scratch_lr = lr if scratch_lr is None else scratch_lr
+        if min(epochs, batch_size, seeds) < 1 or min(lr, scratch_lr) <= 0:
             raise ZooError("ForecastReport needs at least one epoch, one scene a batch, one seed, and a rate above 0.")
-        self.epochs, self.batch_size, self.lr, self.seeds = epochs, batch_size, lr, seeds
+        self.epochs, self.batch_size, self.seeds = epochs, batch_size, seeds
+        self.rates = {"pre-trained": lr, "from scratch": scratch_lr}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not hasattr(trainer.datamodule, "unseen_scenes"):  # type: ignore[attr-defined]
@@ -54,24 +64,26 @@ class ForecastReport(Callback):
         few, held_out = data.unseen_scenes()
         device = pl_module.device
         seed = torch.initial_seed() % 2**31
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in self.rates}
         with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
-            outcomes: dict[str, list[dict[str, float]]] = {"pre-trained": [], "from scratch": []}
             for repeat in range(self.seeds):
-                for name in outcomes:
+                for name, rate in self.rates.items():
                     torch.manual_seed(seed + repeat)
-                    model = TrajectoryForecaster(width=pl_module.hparams["width"], depth=pl_module.hparams["depth"])
+                    kept = {key: pl_module.hparams[key] for key in ("width", "depth", "normalise")}
+                    model = TrajectoryForecaster(**kept)
                     if name == "pre-trained":
                         model.load_encoder(pl_module.state_dict())
                     model.to(device)
-                    self._train(model, few, seed + repeat)
-                    outcomes[name].append(self._score(model, held_out))
+                    self._train(model, few, seed + repeat, rate)
+                    outcomes[name].append(self._score(held_out, device, lambda batch, m=model: m.predict(batch)[0]))
                     if name == "pre-trained":
                         trained = model
-        rows = [
-            {"name": label, "value": _mean(outcomes["pre-trained"], key),
-             "baseline": _mean(outcomes["from scratch"], key), "baseline_name": "forecaster from scratch"}
-            for key, label in _METRICS.items()
-        ]  # fmt: skip
+        steady = self._score(held_out, device, constant_velocity)
+        rows = []
+        for key, label in _METRICS.items():
+            value = _mean(outcomes["pre-trained"], key)
+            for name, baseline in (("from scratch", _mean(outcomes["from scratch"], key)), (_STEADY, steady[key])):
+                rows.append({"name": label, "value": value, "baseline": baseline, "baseline_name": name})
         for metric, (label, name, value) in pl_module.baselines().items():
             if metric in trainer.callback_metrics:
                 found = float(trainer.callback_metrics[metric])
@@ -79,6 +91,8 @@ class ForecastReport(Callback):
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        (folder / "results_seeds.json").write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
+        _save(trained, folder / "forecaster.ckpt")
         self._print(rows, len(few))
         self._draw(folder / "figures", trained, held_out, data)
 
@@ -90,27 +104,26 @@ class ForecastReport(Callback):
             batch = to_tensors(collate([samples[int(i)] for i in order[start : start + self.batch_size]]))
             yield {key: value.to(device) for key, value in batch.items()}
 
-    def _train(self, model: TrajectoryForecaster, few: Any, seed: int) -> None:
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=self.lr)
-        rng = np.random.default_rng(seed)
+    def _train(self, model: TrajectoryForecaster, few: Any, seed: int, lr: float) -> None:
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
         samples = [few[index] for index in range(len(few))]
+        steps = self.epochs * -(-len(samples) // self.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        rng = np.random.default_rng(seed)
         model.train()
-        for epoch in range(self.epochs):
-            rate = self.lr * 0.3 ** ((epoch >= self.epochs / 2) + (epoch >= 3 * self.epochs / 4))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for _ in range(self.epochs):
             for batch in self._batches(samples, rng.permutation(len(samples)), model.device):
                 loss = model.loss(batch).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                schedule.step()
         model.eval()
 
-    def _score(self, model: TrajectoryForecaster, held_out: Any) -> dict[str, float]:
+    def _score(self, held_out: Any, device: torch.device, predict: Callable[[dict[str, Tensor]], Tensor]) -> Outcome:
         found: dict[str, list[Tensor]] = {}
-        for batch in self._batches(held_out, np.arange(len(held_out)), model.device):
-            paths, _ = model.predict(batch)
-            for key, value in forecast_errors(paths, batch["future"]).items():
+        for batch in self._batches(held_out, np.arange(len(held_out)), device):
+            for key, value in forecast_errors(predict(batch), batch["future"]).items():
                 found.setdefault(key, []).append(value.cpu())
         return {key: float(torch.cat(values).mean()) for key, values in found.items()}
 
@@ -140,5 +153,11 @@ class ForecastReport(Callback):
         Console().print(table)
 
 
-def _mean(outcomes: list[dict[str, float]], key: str) -> float:
+def _save(model: TrajectoryForecaster, path: Path) -> None:
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def _mean(outcomes: list[Outcome], key: str) -> float:
     return sum(outcome[key] for outcome in outcomes) / len(outcomes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from zoo.errors import ZooError
+
 StateDict = dict[str, Tensor]
 ENCODER = ("point_level_sub_graph.", "global_graph.", "laneGCN_A2L.")
 # What the official predictor's state dict holds and its forward pass never touches.
@@ -42,7 +44,12 @@ def from_official(state_dict: StateDict) -> StateDict:
 
 
 def to_official(state_dict: StateDict) -> StateDict:
-    """Ours to the official names; the inverse of `from_official`."""
+    """Ours to the official names; the inverse of `from_official`.
+
+    Raises `ZooError` for a model with normalised features, which the released code would feed with raw ones.
+    """
+    if any(key.endswith("agent_scale") for key in state_dict):
+        raise ZooError("A model with normalise=True has no official form: the released code's features are raw.")
     official: StateDict = {}
     for key, value in state_dict.items():
         for mine, theirs in _DECODERS.items():
