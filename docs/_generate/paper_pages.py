@@ -118,7 +118,7 @@ def _recipes(names: tuple[str, ...]) -> str:
         facts = [recipe.title, recipe.hardware and f"Hardware: {recipe.hardware}", recipe.time and f"time: {recipe.time}"]
         facts += [recipe.metric and f"judged by: {recipe.metric}"]
         header = yaml.safe_load(text).get("recipe") or {}
-        lines += [f"#### {name}\n", ". ".join(filter(None, facts[:2])) + "".join(f"; {f}" for f in facts[2:] if f) + ".\n"]
+        lines += [f"#### {name} {{ #{name.replace(chr(47), chr(45))} }}\n", ". ".join(filter(None, facts[:2])) + "".join(f"; {f}" for f in facts[2:] if f) + ".\n"]
         lines += [f'??? abstract "{header.get("stage", "recipe")}: {name}.yaml"', "    ```yaml"]
         lines += [f"    {line}".rstrip() for line in text.splitlines()] + ["    ```\n"]
     return "\n".join(lines)
@@ -131,6 +131,6 @@ def _details(models: list[Manifest]) -> str:
     lines = ["## The models in detail\n"]
     for model in models:
         _, *facts = str(model).splitlines()
-        lines += [f"#### {model.name}\n", f"{model.title}.\n", '??? info "Facts"', "    ```text"]
+        lines += [f"#### {model.name} {{ #{model.name} }}\n", f"{model.title}.\n", '??? info "Facts"', "    ```text"]
         lines += [f"    {fact.strip()}" for fact in facts] + ["    ```\n"]
     return "\n".join(lines)
