@@ -223,9 +223,8 @@ def paper_info(slug: str) -> Paper:
 def _domain(room: ast.Module) -> str:
     """The word that a room sets as `__domain__`, read without importing it."""
     for node in room.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            if any(isinstance(target, ast.Name) and target.id == "__domain__" for target in node.targets):
-                return str(node.value.value)
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["__domain__"]:
+            return str(ast.literal_eval(node.value))
     return Paper.domain
 
 

@@ -29,8 +29,8 @@ def pages() -> dict[str, str]:
         found[f"api/{name}.md"] = _page(title, _modules(folder))
     for slug in catalog.list_papers():
         names = public_names(ROOT / "zoo" / "papers" / slug / "__init__.py")
-        intro = f"`from zoo.papers.{slug} import {', '.join(names)}`. What it is: [the paper's page](../papers/{slug}.md)."
-        found[f"api/{slug}.md"] = _page(_title(slug), list(names.values()), intro, members=True)
+        intro = f"`from zoo.papers.{slug} import {', '.join(names)}`. [What it is](../papers/{slug}.md)."
+        found[f"api/{slug}.md"] = _page(_title(slug), list(names.values()), intro, full_path=False)
     return found
 
 
@@ -51,12 +51,16 @@ def public_names(init: Path) -> dict[str, str]:
 
 
 def _overview() -> str:
-    text = ["# API", "What `import zoo` gives. The other pages: base class, callbacks, network parts, tasks, data, rooms."]
+    text = [
+        "# API",
+        "What `import zoo` gives. Further pages: base class, callbacks, network parts, tasks, data, rooms.",
+    ]
     return "\n\n".join(text + [f"::: {name}" for names in _FACE.values() for name in names])
 
 
-def _page(title: str, names: list[str], intro: str = "", members: bool = True) -> str:
-    return "\n\n".join([f"# {title}", intro, *(f"::: {name}" for name in names)])
+def _page(title: str, names: list[str], intro: str = "", full_path: bool = True) -> str:
+    options = "" if full_path else "\n    options:\n      show_root_full_path: false"
+    return "\n\n".join([f"# {title}", intro, *(f"::: {name}{options}" for name in names)])
 
 
 def _title(slug: str) -> str:

@@ -10,10 +10,10 @@ from zoo.catalog import Manifest, Result
 
 _WEIGHTS = {
     "file": "in the package",
-    "hf": "fetched from the Hugging Face hub",
-    "https": "fetched by a direct link",
-    "gdrive": "fetched from Google Drive",
-    "manual": "download by hand, then `zoo add`",
+    "hf": "from the Hugging Face hub",
+    "https": "by a direct link",
+    "gdrive": "from Google Drive",
+    "manual": "by hand, then `zoo add`",
 }
 
 
@@ -50,12 +50,12 @@ def licence(model: Manifest) -> str:
 
 def weights(model: Manifest) -> str:
     """Where they come from, and whether somebody has looked at the real file."""
-    return _WEIGHTS[model.source.kind] + ("" if model.verified else "; not verified yet")
+    return _WEIGHTS[model.source.kind] + ("" if model.verified else "; not verified")
 
 
 def result(found: Result) -> str:
-    """Metric, value, and whether it was measured here."""
-    return f"{found.metric} {found.value:g}" + ("" if is_ours(found) else " (published)")
+    """Value, metric, and whether it was measured here."""
+    return f"{found.value:g}: {found.metric}" + ("" if is_ours(found) else " (published)")
 
 
 def is_ours(found: Result) -> bool:

@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import PurePosixPath
 
-import yaml
 from model_table import is_ours, licence, parameters, row, weights
 from repository_links import ROOT, repository_text
 
@@ -23,7 +22,8 @@ def table(page: str) -> str:
         paper = catalog.paper_info(slug)
         away = os.path.relpath(f"papers/{slug}.md", PurePosixPath(page).parent).replace(os.sep, "/")
         name, colon, rest = paper.title.rstrip(".").partition(": ")
-        lines.append(row([f"[{name}]({away}){colon}{rest}", paper.domain, str(len(paper.models)), str(len(paper.recipes))]))
+        counts = [str(len(paper.models)), str(len(paper.recipes))]
+        lines.append(row([f"[{name}]({away}){colon}{rest}", paper.domain, *counts]))
     return "\n".join(lines)
 
 
@@ -111,15 +111,18 @@ def _models(models: list[Manifest]) -> str:
 
 
 def _recipes(names: tuple[str, ...]) -> str:
-    lines = ["## Recipes\n", "Each runs as it stands or with any setting changed: `lightning run NAME --model.lr 1e-4`.\n"]
+    lines = [
+        "## Recipes\n",
+        "Each runs as it stands or with any setting changed: `lightning run NAME --any.key VALUE`.\n",
+    ]
     for name in names:
         recipe = catalog.recipe_info(name)
         text = recipe.path.read_text(encoding="utf-8")
-        facts = [recipe.title, recipe.hardware and f"Hardware: {recipe.hardware}", recipe.time and f"time: {recipe.time}"]
-        facts += [recipe.metric and f"judged by: {recipe.metric}"]
-        header = yaml.safe_load(text).get("recipe") or {}
-        lines += [f"#### {name} {{ #{name.replace(chr(47), chr(45))} }}\n", ". ".join(filter(None, facts[:2])) + "".join(f"; {f}" for f in facts[2:] if f) + ".\n"]
-        lines += [f'??? abstract "{header.get("stage", "recipe")}: {name}.yaml"', "    ```yaml"]
+        facts = {"Hardware": recipe.hardware, "Time": recipe.time, "Judged by": recipe.metric}
+        known = [f"{recipe.title}.", *(f"{label}: {value}." for label, value in facts.items() if value)]
+        anchor = name.replace("/", "-")
+        lines += [f"#### {name} {{ #{anchor} }}\n", " ".join(known) + "\n"]
+        lines += [f'??? abstract "{recipe.stage or "recipe"}: {name}.yaml"', "    ```yaml"]
         lines += [f"    {line}".rstrip() for line in text.splitlines()] + ["    ```\n"]
     return "\n".join(lines)
 
