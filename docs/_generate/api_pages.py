@@ -53,7 +53,7 @@ def public_names(init: Path) -> dict[str, str]:
 def _overview() -> str:
     text = [
         "# API",
-        "What `import zoo` gives. Further pages: base class, callbacks, network parts, tasks, data, rooms.",
+        "What `import zoo` gives. Further pages: base class, callbacks, parts, tasks, data, rooms.",
     ]
     return "\n\n".join(text + [f"::: {name}" for names in _FACE.values() for name in names])
 
