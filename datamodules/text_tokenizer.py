@@ -23,7 +23,7 @@ def train_tokenizer(
 
     Args:
         documents: the text.
-        kind: "wordpiece" as BERT (special tokens [PAD] [UNK] [CLS] [SEP] [MASK], ids 0 to 4), or "bpe", byte-level as
+        kind: "wordpiece" as BERT (special tokens `[PAD] [UNK] [CLS] [SEP] [MASK]`, ids 0 to 4), or "bpe", byte-level as
             RoBERTa (<s> <pad> </s> <unk> <mask>).
         lowercase: wordpiece only: lower-case and strip accents.
     """

@@ -184,6 +184,7 @@ def test_every_recipe_and_paper_has_a_title():
         paper = catalog.paper_info(slug)
         assert paper.title != slug
         assert paper.recipes, slug
+    assert catalog.paper_info("droppos").domain == "images"  # a room without the word is "other"
     for name in zoo.list_recipes():
         assert catalog.recipe_info(name).title, name
     assert "droppos/quickstart" in zoo.list_recipes("droppos/q*")

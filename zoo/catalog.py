@@ -159,12 +159,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper of the zoo with the names of its models and recipes."""
+    """A paper of the zoo with the names of its models and recipes; `domain` says what its data is, in a word or two."""
 
     slug: str
     title: str
     models: tuple[str, ...]
     recipes: tuple[str, ...]
+    domain: str = "other"
 
 
 # ---------------------------------------------------------------------- the public face
@@ -209,14 +210,22 @@ def recipe_info(name: str) -> Recipe:
 
 
 def paper_info(slug: str) -> Paper:
-    """A paper's title (the first line of its room's docstring), models and recipes."""
+    """A paper's title (first line of its room's docstring), models, recipes and domain (`__domain__` in the room)."""
     if slug not in list_papers():
         raise ZooError(f"There is no paper {slug!r}.{did_you_mean(slug, list_papers())} `zoo ls papers` lists them.")
     init = _rooms_dir() / slug / "__init__.py"
-    docstring = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) if init.is_file() else None
+    room = ast.parse(init.read_text(encoding="utf-8") if init.is_file() else "")
     models = sorted(name for name, path in _manifest_files().items() if path.parent.name == slug)
-    title = (docstring or slug).splitlines()[0]
-    return Paper(slug, title, tuple(models), tuple(list_recipes(f"{slug}/*")))
+    title = (ast.get_docstring(room) or slug).splitlines()[0]
+    return Paper(slug, title, tuple(models), tuple(list_recipes(f"{slug}/*")), _domain(room))
+
+
+def _domain(room: ast.Module) -> str:
+    """The word that a room sets as `__domain__`, read without importing it."""
+    for node in room.body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["__domain__"]:
+            return str(ast.literal_eval(node.value))
+    return Paper.domain
 
 
 def describe_source(source: Source) -> str:

@@ -1,5 +1,7 @@
 """CLIP2Point: transferring CLIP to point clouds by image-depth pre-training."""
 
+__domain__ = "point clouds"
+
 from zoo.papers.clip2point.clip import CLIP
 from zoo.papers.clip2point.fewshot import DualPathAdapter
 from zoo.papers.clip2point.module import CLIP2Point

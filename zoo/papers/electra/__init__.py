@@ -1,5 +1,7 @@
 """ELECTRA: pre-training text encoders as discriminators of replaced tokens."""
 
+__domain__ = "text"
+
 from zoo.nn.text import text_packages
 
 with text_packages():

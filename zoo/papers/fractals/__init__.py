@@ -1,5 +1,7 @@
 """Fractal pre-training: images without images."""
 
+__domain__ = "images"
+
 from zoo.papers.fractals.module import FractalPretraining
 from zoo.papers.fractals.simsiam import FractalSimSiam
 

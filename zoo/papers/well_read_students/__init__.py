@@ -1,5 +1,7 @@
 """Well-Read Students: compact BERTs, pre-trained and then distilled."""
 
+__domain__ = "text"
+
 from zoo.nn.text import text_packages
 
 with text_packages():
