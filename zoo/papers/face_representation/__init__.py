@@ -1,0 +1,7 @@
+"""Facial representation learning: SwAV on faces, and its five-task benchmark."""
+
+from zoo.papers.face_representation.moco import MoCo
+from zoo.papers.face_representation.module import SwAV
+from zoo.papers.face_representation.simsiam import SimSiam
+
+__all__ = ["MoCo", "SimSiam", "SwAV"]
