@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
-from zoo.cli import driving, folds, volumes
+from zoo.cli import driving, faces, folds, volumes
 from zoo.cli.fractals import fractals
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
@@ -53,6 +53,7 @@ class DType(StrEnum):
 
 app.add_typer(fractals)
 app.add_typer(driving.app, name="driving")
+app.add_typer(faces.app, name="faces")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,14 +8,6 @@ import numpy as np
 
 from zoo.errors import ZooError
 
-EYES = {
-    68: ((36, 39), (42, 45)),
-    98: ((60, 64), (68, 72)),
-    29: ((8, 10), (11, 9)),
-    19: ((6, 8), (9, 11)),
-}
-"""Indices of (outer, inner), (inner, outer) corners of the eyes by number of landmarks: 300-W, WFLW, COFW, AFLW-19."""
-
 
 # ---------------------------------------------------------------------- regression
 
@@ -67,35 +59,6 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------- landmarks and meshes
-
-
-def normaliser(points: np.ndarray, how: str = "inter_ocular", box: np.ndarray | None = None) -> np.ndarray:
-    """What an error in pixels is divided by, (n,).
-
-    Args:
-        points: (n, K, 2) true landmarks.
-        how: "inter_ocular" (outer corners of the eyes: 300-W, WFLW, COFW), "inter_pupil" (centres of the eyes),
-            "box_diagonal" or "box_size" (root of its area) of `box`, or of the landmarks' bounding box.
-        box: (n, 4) left, top, right, bottom.
-    """
-    points = np.asarray(points, dtype=np.float64)
-    if how in ("inter_ocular", "inter_pupil"):
-        if points.shape[1] not in EYES:
-            raise ZooError(f"There are no eye corners known for {points.shape[1]} landmarks: choose a box normalisation.")
-        left, right = EYES[points.shape[1]]
-        if how == "inter_ocular":
-            apart = points[:, left[0]] - points[:, right[1]]
-        else:
-            apart = points[:, list(left)].mean(axis=1) - points[:, list(right)].mean(axis=1)
-        return np.linalg.norm(apart, axis=-1)
-    if box is None:
-        box = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
-    side = np.asarray(box, dtype=np.float64)[:, 2:] - np.asarray(box, dtype=np.float64)[:, :2]
-    if how == "box_diagonal":
-        return np.linalg.norm(side, axis=1)
-    if how == "box_size":
-        return np.sqrt(side.prod(axis=1))
-    raise ZooError(f"normalisation is inter_ocular, inter_pupil, box_diagonal or box_size, not {how!r}.")
 
 
 def nme(prediction: np.ndarray, label: np.ndarray, scale: np.ndarray) -> np.ndarray:
