@@ -87,9 +87,7 @@ class FaceRepresentationDataModule(ZooDataModule):
             crop_sizes, num_crops, crop_scales, flip, jitter, jitter_p, grey_p, blur_p, tuple(blur_sigma),
             apply=augment_on == "workers",
         )  # fmt: skip
-        rendered = dict(
-            size=rendered_size, images=rendered_images, identities=rendered_identities, seed=rendered_seed
-        )
+        rendered = dict(size=rendered_size, images=rendered_images, identities=rendered_identities, seed=rendered_seed)
         self.source: dict[str, Any] = dict(
             root=root, dataset=dataset, val_images=val_images, on_bad_image=on_bad_image, exif=exif, rendered=rendered
         )

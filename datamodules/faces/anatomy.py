@@ -80,7 +80,9 @@ def template() -> np.ndarray:
     xy[42:48] = (eye * [-1, 1])[[3, 2, 1, 0, 5, 4]] + [0.43, -0.2]
     upper = np.array([[-0.34, 0], [-0.2, -0.06], [-0.07, -0.1], [0, -0.085], [0.07, -0.1], [0.2, -0.06], [0.34, 0]])
     lower = np.array([[0.22, 0.09], [0.09, 0.125], [0, 0.13], [-0.09, 0.125], [-0.22, 0.09]])
-    inner = np.array([[-0.29, 0], [-0.1, -0.02], [0, -0.015], [0.1, -0.02], [0.29, 0], [0.1, 0.015], [0, 0.02], [-0.1, 0.015]])
+    inner = np.array(
+        [[-0.29, 0], [-0.1, -0.02], [0, -0.015], [0.1, -0.02], [0.29, 0], [0.1, 0.015], [0, 0.02], [-0.1, 0.015]]
+    )
     xy[48:68] = np.concatenate([upper, lower, inner]) + [0, 0.68]
     z = _depth(xy)
     z[27:31] += [0.05, 0.16, 0.27, 0.38]
@@ -106,7 +108,9 @@ def _mesh_template() -> tuple[np.ndarray, np.ndarray]:
     grid = grid[apart]
     distance = np.linalg.norm(grid[:, None] - points[None, :, :2], axis=-1)
     z = _depth(grid)
-    nose = np.exp(-((grid[:, 0] / 0.13) ** 2)) * np.interp(grid[:, 1], [-0.3, -0.2, 0.22, 0.38, 0.45], [0, 0.05, 0.38, 0.1, 0])
+    nose = np.exp(-((grid[:, 0] / 0.13) ** 2)) * np.interp(
+        grid[:, 1], [-0.3, -0.2, 0.22, 0.38, 0.45], [0, 0.05, 0.38, 0.1, 0]
+    )
     weights = np.exp(-((distance / 0.22) ** 2))
     weights /= weights.sum(axis=1, keepdims=True) + 0.05
     return np.concatenate([points, np.column_stack([grid, z + nose])]), weights

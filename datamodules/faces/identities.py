@@ -52,7 +52,9 @@ def read_pairs(root: Path, listing: Path | None = None) -> Pairs:
         elif len(words) == 4:
             first, second = (words[0], words[1]), (words[2], words[3])
         else:
-            raise ZooError(f"{listing}, line {number}: expected 'name i j' or 'name i other j', found {len(words)} words.")
+            raise ZooError(
+                f"{listing}, line {number}: expected 'name i j' or 'name i other j', found {len(words)} words."
+            )
         row = []
         for name, index in (first, second):
             if not index.isdigit():

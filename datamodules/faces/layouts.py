@@ -108,7 +108,9 @@ def read_wflw(root: Path, split: str) -> Annotations:
         if not words:
             continue
         if len(words) != 207:
-            raise ZooError(f"{found[0]}, line {number}: {len(words)} entries, not 207 (98 points, box, 6 attributes, path).")
+            raise ZooError(
+                f"{found[0]}, line {number}: {len(words)} entries, not 207 (98 points, box, 6 attributes, path)."
+            )
         try:
             values = np.array(words[:206], dtype=np.float64)
         except ValueError as error:
@@ -269,7 +271,13 @@ def read_affectnet(root: Path, split: str) -> Annotations:
     """AffectNet: `training.csv` or `validation.csv` (subDirectory_filePath, face_x, face_y, face_width, face_height, ...,
     valence, arousal) and the pictures beside them or in `Manually_Annotated_Images`. Rows with -2 are left out."""
     path = _one(root, "training.csv" if split == "train" else "validation.csv")
-    at = next((folder for folder in (root / "Manually_Annotated_Images", root / "Manually_Annotated", root) if folder.is_dir()))
+    at = next(
+        (
+            folder
+            for folder in (root / "Manually_Annotated_Images", root / "Manually_Annotated", root)
+            if folder.is_dir()
+        )
+    )
     images: list[Any] = []
     targets, boxes = [], []
     with path.open(newline="") as file:

@@ -28,7 +28,11 @@ class ShapeBasis:
 
     def vertices(self, shape: np.ndarray, expression: np.ndarray) -> np.ndarray:
         """(n, S) and (n, E) coefficients to (n, V, 3)."""
-        return self.mean + np.einsum("vcs,ns->nvc", self.shape, shape) + np.einsum("vce,ne->nvc", self.expression, expression)
+        return (
+            self.mean
+            + np.einsum("vcs,ns->nvc", self.shape, shape)
+            + np.einsum("vce,ne->nvc", self.expression, expression)
+        )
 
 
 def read_basis(path: Path) -> ShapeBasis:
@@ -37,7 +41,9 @@ def read_basis(path: Path) -> ShapeBasis:
         with np.load(path, allow_pickle=False) as file:
             parts = {name: file[name] for name in ("mean", "shape", "expression", "triangles", "landmarks")}
     except (OSError, KeyError, ValueError) as error:
-        raise ZooError(f"{path} is no shape basis (.npz with mean, shape, expression, triangles, landmarks): {error}.") from error
+        raise ZooError(
+            f"{path} is no shape basis (.npz with mean, shape, expression, triangles, landmarks): {error}."
+        ) from error
     basis = ShapeBasis(**parts)
     count = len(basis.mean)
     if basis.shape.shape[:2] != (count, 3) or basis.expression.shape[:2] != (count, 3):

@@ -127,7 +127,12 @@ def apply_draws_torch(crops: Tensor, draws: Tensor) -> Tensor:
     jittered = draws[:, JITTER] > 0
     orders = torch.tensor(ORDERS, device=crops.device)[draws[:, ORDER].long()]
     for turn in range(4):
-        for column, change in ((BRIGHTNESS, _brighter), (CONTRAST, _contrast), (SATURATION, _saturate), (HUE, _turn_hue)):
+        for column, change in (
+            (BRIGHTNESS, _brighter),
+            (CONTRAST, _contrast),
+            (SATURATION, _saturate),
+            (HUE, _turn_hue),
+        ):
             chosen = torch.nonzero(jittered & (orders[:, turn] == column))[:, 0]
             if len(chosen):
                 amount = draws[chosen, column][:, None, None, None]

@@ -1,4 +1,4 @@
-"""The five tasks on rendered faces: exact labels, people that training and test do not share."""
+"""The five tasks on rendered faces, and one attribute: exact labels, people that training and test do not share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from datamodules.faces.anatomy import ACTION_UNITS, mesh_triangles, num_vertices
 from datamodules.faces.renderer import FaceRenderer, Rendered
 
-TASKS = ("recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d")
+TASKS = ("recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes")
 _TRAIN, _TEST = 1_000_003, 2_000_003  # added to the seed: people that pre-training has not seen either
 
 
@@ -34,6 +34,7 @@ class RenderedTask(Dataset):
             "action_units": (face.units, None),
             "valence_arousal": (face.affect, None),
             "reconstruction3d": (face.vertices, float(np.linalg.norm(face.vertices[36] - face.vertices[45]))),
+            "attributes": (np.int64(face.units[ACTION_UNITS.index(12)] > 1), None),  # smiling or not
         }[self.task]
         whole = isinstance(target, np.int64)
         sample = {
@@ -61,7 +62,7 @@ def rendered_tasks(
     known = [people[0](index) for index in range(train)]
     unseen = [people[1](index) for index in range(test)]
     outputs = {"recognition": identities, "landmarks": 68, "action_units": len(ACTION_UNITS), "valence_arousal": 2,
-               "reconstruction3d": num_vertices()}  # fmt: skip
+               "reconstruction3d": num_vertices(), "attributes": 2}  # fmt: skip
     tasks: dict[str, dict[str, Any]] = {}
     for task in TASKS:
         data = RenderedTask(known, task, 0)

@@ -82,11 +82,28 @@ def draw(
     back = [[1.16 * np.cos(a), -0.1 - 1.22 * np.sin(a), -0.25] for a in np.linspace(-0.1, np.pi + 0.1, 24)]
     if length > 0.45:
         back = [[1.14, 0.4 + length, -0.3], *back, [-1.14, 0.4 + length, -0.3]]
-    pen.polygon(at([[-1.5, 3, -0.4], [-1.15, 1.75, -0.4], [-0.5, 1.45, -0.3], [0.5, 1.45, -0.3], [1.15, 1.75, -0.4], [1.5, 3, -0.4]]), fill=dress)
-    pen.polygon(at(np.array([[-0.42, 0.8, -0.2], [0.42, 0.8, -0.2], [0.45, 1.6, -0.3], [-0.45, 1.6, -0.3]]) @ turn.T), fill=_darker(skin, 0.78))
+    pen.polygon(
+        at(
+            [
+                [-1.5, 3, -0.4],
+                [-1.15, 1.75, -0.4],
+                [-0.5, 1.45, -0.3],
+                [0.5, 1.45, -0.3],
+                [1.15, 1.75, -0.4],
+                [1.5, 3, -0.4],
+            ]
+        ),
+        fill=dress,
+    )
+    pen.polygon(
+        at(np.array([[-0.42, 0.8, -0.2], [0.42, 0.8, -0.2], [0.45, 1.6, -0.3], [-0.45, 1.6, -0.3]]) @ turn.T),
+        fill=_darker(skin, 0.78),
+    )
     pen.polygon(at(np.array(back) @ turn.T), fill=hair)
     for side in (-1, 1):
-        ear = np.array([[side * (0.96 + 0.1 * np.cos(a)), -0.05 + 0.2 * np.sin(a), 0.0] for a in np.linspace(0, 2 * np.pi, 14)])
+        ear = np.array(
+            [[side * (0.96 + 0.1 * np.cos(a)), -0.05 + 0.2 * np.sin(a), 0.0] for a in np.linspace(0, 2 * np.pi, 14)]
+        )
         pen.polygon(at(ear @ turn.T), fill=_darker(skin, 0.9))
     mask = Image.new("L", picture.size)
     ImageDraw.Draw(mask).polygon(at(head), fill=255)
@@ -96,7 +113,10 @@ def draw(
     if fringe > 0.25:
         low = -0.86 + 0.34 * fringe
         part = (person.colour[9] - 0.5) * 1.4
-        front = [[x, low - 0.25 * np.exp(-(((x - part) / 0.35) ** 2)), 0.62 * (1 - x * x) + 0.1] for x in np.linspace(-0.97, 0.97, 13)]
+        front = [
+            [x, low - 0.25 * np.exp(-(((x - part) / 0.35) ** 2)), 0.62 * (1 - x * x) + 0.1]
+            for x in np.linspace(-0.97, 0.97, 13)
+        ]
         top = [[1.02 * np.cos(a), -0.3 - 0.98 * np.sin(a), 0.1] for a in np.linspace(0, np.pi, 16)]
         pen.polygon(at(np.array(front + top) @ turn.T), fill=hair)
     return _develop(picture, mask, at, turn, size, rng)
@@ -169,7 +189,9 @@ def _features(pen: ImageDraw.ImageDraw, at: _Canvas, face: Face, person: Person,
             pen.line(at(fold), fill=_darker(skin, 1 - 0.35 * smile), width=line, joint="curve")
     if frown > 0.15:
         for x in (-0.04, 0.04):
-            pen.line(at(p[27] + np.array([[x, -0.24, 0], [x, -0.1, 0]])), fill=_darker(skin, 1 - 0.35 * frown), width=line)
+            pen.line(
+                at(p[27] + np.array([[x, -0.24, 0], [x, -0.1, 0]])), fill=_darker(skin, 1 - 0.35 * frown), width=line
+            )
 
 
 def _dot(pen: ImageDraw.ImageDraw, at: _Canvas, point: np.ndarray, radius: float, fill: tuple[int, ...]) -> None:

@@ -33,7 +33,11 @@ def order_samples(subjects: Sequence[int] | None, count: int, seed: int) -> np.n
 
 
 def few_shot(
-    count: int, shots: Sequence[float | int], seed: int = 0, subjects: Sequence[int] | None = None, whole_subjects: bool = False
+    count: int,
+    shots: Sequence[float | int],
+    seed: int = 0,
+    subjects: Sequence[int] | None = None,
+    whole_subjects: bool = False,
 ) -> dict[str, np.ndarray]:
     """Nested subsets of `count` samples.
 

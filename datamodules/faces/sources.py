@@ -255,7 +255,9 @@ def open_faces(
     source = open_source(root, dataset)
     if val_images >= len(source):
         raise ZooError(f"There are {len(source)} images in {root}: val_images {val_images} leaves none to train on.")
-    held_out = np.linspace(0, len(source) - 1, val_images).round().astype(np.int64) if val_images else np.zeros(0, np.int64)
+    held_out = (
+        np.linspace(0, len(source) - 1, val_images).round().astype(np.int64) if val_images else np.zeros(0, np.int64)
+    )
     chosen = held_out if split == "val" else np.setdiff1d(np.arange(len(source)), held_out)
     if not len(chosen):
         return None

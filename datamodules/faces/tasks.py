@@ -26,6 +26,7 @@ DATASETS = {
     "action_units": ("rendered", "disfa", "bp4d"),
     "valence_arousal": ("rendered", "affectnet"),
     "reconstruction3d": ("rendered", "3dmm"),
+    "attributes": ("rendered", "folders"),
 }
 NORMALISATION = {"300w": "inter_ocular", "wflw": "inter_ocular", "cofw": "inter_ocular", "aflw": "box_diagonal"}
 _READERS = {"300w": layouts.read_300w, "wflw": layouts.read_wflw, "cofw": layouts.read_cofw, "aflw": layouts.read_aflw,
@@ -63,7 +64,9 @@ class FaceCrops(Dataset):
             return decode(Path(source).read_bytes(), exif=False).convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
-            raise ZooError(f"Cannot read the picture {source if isinstance(source, Path) else index} ({reason}).") from error
+            raise ZooError(
+                f"Cannot read the picture {source if isinstance(source, Path) else index} ({reason})."
+            ) from error
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, boxes = self.picture(index), self.annotations.boxes
@@ -82,7 +85,7 @@ class FaceCrops(Dataset):
         )  # fmt: skip
         target = self.annotations.targets[index]
         sample: dict[str, Any] = {"image": torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()}
-        if self.task == "recognition":
+        if self.task in ("recognition", "attributes"):
             sample["target"] = torch.tensor(int(target))
         elif self.task == "landmarks":
             sample["target"] = torch.as_tensor((target + 0.5 - [left, top]) / side, dtype=torch.float32)
@@ -101,10 +104,10 @@ class FaceTaskDataModule(ZooDataModule):
     Batches are dicts: `image` float (B, 3, S, S), `target`, and `scale` (B,) for landmarks and meshes.
 
     Args:
-        task: recognition, landmarks, action_units, valence_arousal or reconstruction3d.
+        task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
         dataset: "rendered", or an official layout: identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa, bp4d,
-            affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test).
-        root: its folder; recognition and 3dmm want `train/` and `test/` below it.
+            affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test); folders of classes for attributes.
+        root: its folder; identities, folders and 3dmm want `train/` and `test/` below it.
         image_size: side of the square cut-outs in pixels.
         batch_size: samples of one step on one device.
         shot: how many labels to train with: a number of samples above 1, or a share; 1.0 is all.
@@ -122,7 +125,7 @@ class FaceTaskDataModule(ZooDataModule):
 
     def __init__(
         self,
-        task: Literal["recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d"] = "landmarks",
+        task: Literal["recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"] = "landmarks",
         dataset: str = "rendered",
         root: str = "rendered",
         image_size: int = 224,
@@ -161,13 +164,15 @@ class FaceTaskDataModule(ZooDataModule):
     def _open(self) -> dict[str, Any]:
         h = self.hparams
         if h.dataset == "rendered":
-            every = rendered_tasks(h.image_size, h.rendered_train, h.rendered_test, h.rendered_identities, h.rendered_seed)
+            every = rendered_tasks(
+                h.image_size, h.rendered_train, h.rendered_test, h.rendered_identities, h.rendered_seed
+            )
             return every[h.task]
         root = Path(h.root).expanduser()
         if not root.is_dir():
             raise ZooError(f"There is no data folder {str(root)!r}: give one with --data.root.")
         options: dict[str, Any] = {}
-        if h.dataset in ("identities", "3dmm"):
+        if h.dataset in ("identities", "folders", "3dmm"):
             for name in ("train", "test"):
                 if not (root / name).is_dir():
                     raise ZooError(f"{root} needs the folders train and test; there is no {name}.")
@@ -179,9 +184,19 @@ class FaceTaskDataModule(ZooDataModule):
                 raise ZooError(f"{len(both)} identity folders are in both train and test: results would be too good.")
             parts[1].subjects = parts[1].targets + len(names[0])
             outputs, scales = int(parts[0].targets.max()) + 1, [None, None]
+        elif h.dataset == "folders":
+            parts = [identities.read_identities(root / name) for name in ("train", "test")]
+            names = [sorted({path.parent.name for path in part.images}) for part in parts]
+            if names[0] != names[1]:
+                raise ZooError(f"{root}: train has the classes {names[0][:5]}, test {names[1][:5]}: they must be the same.")
+            for part in parts:
+                part.subjects = None
+            outputs, scales = len(names[0]), [None, None]
         elif h.dataset == "3dmm":
             if h.basis is None:
-                raise ZooError("3dmm needs a face model: give its .npz with --data.basis (see datamodules.faces.meshes).")
+                raise ZooError(
+                    "3dmm needs a face model: give its .npz with --data.basis (see datamodules.faces.meshes)."
+                )
             basis = meshes.read_basis(Path(h.basis))
             parts = [meshes.read_3dmm(root / name, basis) for name in ("train", "test")]
             outer = basis.landmarks[[36, 45]]
@@ -198,7 +213,9 @@ class FaceTaskDataModule(ZooDataModule):
             if h.task == "landmarks":
                 how = h.normalisation or NORMALISATION[h.dataset]
                 scales = [error_scale(part.targets, how, part.boxes) for part in parts]
-        train, test = (FaceCrops(part, h.task, h.image_size, h.margin, scale) for part, scale in zip(parts, scales, strict=True))
+        train, test = (
+            FaceCrops(part, h.task, h.image_size, h.margin, scale) for part, scale in zip(parts, scales, strict=True)
+        )
         return {"train": train, "test": test, "outputs": outputs, "options": options, "subjects": train.subjects}
 
     def chosen(self) -> np.ndarray:

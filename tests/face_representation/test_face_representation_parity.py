@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,21 +39,44 @@ def options_of(state: dict, prefix: str) -> tuple[str, dict]:
                             stem_width=shapes["conv1.weight"][0])  # fmt: skip
 
 
-def sinkhorn_cases(folder: Path) -> list[tuple[str, dict]]:
-    """The recorded assignments, whether they lie at the top of a file or one level below."""
+def sinkhorn_cases(folder: Path, world: int) -> list[tuple[str, dict]]:
+    """The recorded assignments of so many processes, whether at the top of a file or below; several processes' rows are
+    put together, in the order of ranks."""
     found = []
     for path in sorted(folder.glob("*.pt")):
-        content = torch.load(path, weights_only=True)
-        entries = [(path.stem, content), *((f"{path.stem}/{key}", value) for key, value in content.items())]
-        found += [(name, case) for name, case in entries if isinstance(case, dict) and "exp_scores_BxK" in case]
-    return [(name, case) for name, case in found if case.get("world_size", 1) == 1]
+        parts = list(_below(torch.load(path, weights_only=True), path.stem))
+        several = "world2" in path.stem or any(part.get("world_size", 1) > 1 for _, part in parts)
+        parts = [(name, part) for name, part in parts if "exp_scores_BxK" in part and "assignments" in part]
+        if several and parts:
+            both = {
+                key: torch.cat([part[key].flatten(0, -2) for _, part in parts])
+                for key in ("exp_scores_BxK", "assignments")
+            }
+            parts = [(path.stem, {**parts[0][1], **both})]
+        if several == (world > 1):
+            found += parts
+    if not found:
+        pytest.skip(f"no assignments of {world} processes in {folder}")
+    return found
+
+
+def _below(content: object, name: str) -> Iterator[tuple[str, dict]]:
+    if isinstance(content, dict):
+        yield name, content
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _below(value, f"{name}/{key}")
+
+
+def test_sinkhorn_over_two_processes(golden_dir):
+    # Row sums and the total are over both, column sums are a sample's own: the same as one process with all rows.
+    for name, case in sinkhorn_cases(golden_dir("face_representation"), 2):
+        ours = balance(case["exp_scores_BxK"], case.get("n_iters", 3))
+        torch.testing.assert_close(ours, case["assignments"], **EXACT, msg=name)
 
 
 def test_sinkhorn(golden_dir):
-    found = sinkhorn_cases(golden_dir("face_representation"))
-    if not found:
-        pytest.skip("no recorded assignments")
-    for name, case in found:
+    for name, case in sinkhorn_cases(golden_dir("face_representation"), 1):
         ours = balance(case["exp_scores_BxK"], case["n_iters"])
         torch.testing.assert_close(ours, case["assignments"], **EXACT, msg=lambda m: f"{name}: {m}")
         torch.testing.assert_close(ours.sum(dim=1), torch.ones(len(ours)), msg=lambda m: f"{name}: {m}")
@@ -88,7 +112,9 @@ def test_swav_loss_and_queue(golden_dir):
             at = f"{name}, step {number}"
             model.zero_grad()
             model.normalize_prototypes()
-            torch.testing.assert_close(model.prototypes.weight.data, step["prototypes_after_normalise"], **EXACT, msg=at)
+            torch.testing.assert_close(
+                model.prototypes.weight.data, step["prototypes_after_normalise"], **EXACT, msg=at
+            )
             embedding = step["embedding"].clone().requires_grad_()
             # The recorded stub hands its embedding out as it is; ours normalises what is of unit length already or not.
             unit = embedding.unflatten(0, (-1, case["B"]))
@@ -109,7 +135,9 @@ def test_projector(golden_dir):
         head = mlp([*(state[f"{index}.weight"].shape[1] for index in (0, 3)), state["3.weight"].shape[0]])
         head.load_state_dict(state)
         torch.testing.assert_close(head.train()(case["x"]), case["y_train"], **CLOSE, msg=lambda m: f"{name}: {m}")
-        torch.testing.assert_close(head.eval()(case["x"]), case["y_eval_after_one_train_step"], **CLOSE, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            head.eval()(case["x"]), case["y_eval_after_one_train_step"], **CLOSE, msg=lambda m: f"{name}: {m}"
+        )
 
 
 def test_whole_network_in_training(golden_dir):
@@ -118,18 +146,24 @@ def test_whole_network_in_training(golden_dir):
         network, options = options_of(state, "base_net.")
         hidden, (count, width) = state["projection_net.net.0.weight"].shape[0], state["prototypes.weight"].shape
         for layout in (False, True):
-            model = SwAV(network, options, hidden_dim=hidden, embed_dim=width, num_prototypes=count, channels_last=layout)
+            model = SwAV(
+                network, options, hidden_dim=hidden, embed_dim=width, num_prototypes=count, channels_last=layout
+            )
             model.load_weights({f"module.{key}": value for key, value in state.items()})
             model.train()
             crops = [case[key].transpose(0, 1) for key in ("crops_224like", "crops_96like")]
             embedding, scores = model.embed(crops)
-            torch.testing.assert_close(embedding.flatten(0, 1), case["embedding"], **CLOSE, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(
+                embedding.flatten(0, 1), case["embedding"], **CLOSE, msg=lambda m: f"{name}: {m}"
+            )
             torch.testing.assert_close(scores.flatten(0, 1), case["scores"], **CLOSE, msg=lambda m: f"{name}: {m}")
             (scores.square().mean() + embedding.flatten(0, 1)[:, :3].sum()).backward()
             grads = weights.swav_to_official({key: p.grad for key, p in model.named_parameters()})
             for key, expected in case["grads"].items():
                 scale = expected.abs().max().item()
-                torch.testing.assert_close(grads[key], expected, rtol=1e-4, atol=1e-5 * max(scale, 1), msg=lambda m: f"{name}: {key}: {m}")
+                torch.testing.assert_close(
+                    grads[key], expected, rtol=1e-4, atol=1e-5 * max(scale, 1), msg=lambda m: f"{name}: {key}: {m}"
+                )
             after = model.official_state_dict()
             for key, expected in case["bn_buffers_after"].items():
                 torch.testing.assert_close(after[key], expected, **CLOSE, msg=lambda m: f"{name}: {key}: {m}")
@@ -150,7 +184,9 @@ def test_moco(golden_dir):
         after = model.official_state_dict()
         torch.testing.assert_close(after["queue"], case["queue_after"], **CLOSE, msg=lambda m: f"{name}: {m}")
         assert torch.equal(after["queue_ptr"], case["queue_ptr_after"]), name
-        torch.testing.assert_close(after["encoder_k.conv1.weight"], case["key_conv1_after"], **CLOSE, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            after["encoder_k.conv1.weight"], case["key_conv1_after"], **CLOSE, msg=lambda m: f"{name}: {m}"
+        )
 
 
 def test_simsiam(golden_dir):
@@ -232,4 +268,6 @@ def test_schedule(golden_dir):
                              warmup_steps=per_epoch * case["warmup_epochs"], total_steps=per_epoch * case["epochs"])
             for step in range(len(case["lr"]))
         ]  # fmt: skip
-        torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), case["lr"], rtol=1e-9, atol=1e-9, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(
+            torch.tensor(ours, dtype=torch.float64), case["lr"], rtol=1e-9, atol=1e-9, msg=lambda m: f"{name}: {m}"
+        )

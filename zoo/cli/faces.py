@@ -68,7 +68,10 @@ def shots(
     print(f"{output}: " + ", ".join(f"{name}: {len(chosen)} samples" for name, chosen in subsets.items()))
 
 
-@app.command("benchmark", epilog="Example: zoo faces benchmark -e face-swav-drawn -e timm:resnet18 -o OUT --data landmarks=300w:ROOT")
+@app.command(
+    "benchmark",
+    epilog="Example: zoo faces benchmark -e face-swav-drawn -e timm:resnet18 -o OUT --data landmarks=300w:ROOT",
+)
 def benchmark(
     output: OutOption,
     encoder: Annotated[list[str], typer.Option("-e", "--encoder", help="A zoo model, checkpoint or run folder; timm:NAME with "
@@ -148,7 +151,9 @@ def pairs(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A zoo name, a checkpoint or a run folder.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Pictures, name/name_0001.jpg, and pairs.txt.")],
     output: OutOption,
-    listing: Annotated[Path | None, typer.Option("--pairs", help="The list, where it is not pairs.txt in ROOT.")] = None,
+    listing: Annotated[
+        Path | None, typer.Option("--pairs", help="The list, where it is not pairs.txt in ROOT.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     device: DeviceOption = "auto",
 ) -> None:
@@ -214,7 +219,11 @@ def _task_data(task: str, dataset: str, root: Path, size: int, basis: Path | Non
     if task not in DATASETS:
         raise ZooError(f"There is no task {task!r}: they are {', '.join(DATASETS)}.")
     data = FaceTaskDataModule(
-        task=task, dataset=dataset, root=str(root), image_size=size, basis=str(basis) if basis else None  # type: ignore[arg-type]
+        task=task,
+        dataset=dataset,
+        root=str(root),
+        image_size=size,
+        basis=str(basis) if basis else None,  # type: ignore[arg-type]
     )
     data.setup()
     return data
@@ -274,5 +283,8 @@ def _verification(similarity: np.ndarray, same: np.ndarray, output: Path, rates:
     figure.tight_layout()
     figure.savefig(output / "verification.png", dpi=150)
     plt.close(figure)
-    print(f"{len(same)} pairs, accuracy {accuracy:.1%} ± {spread:.1%}; " + ", ".join(f"{k} {v:.1%}" for k, v in rows.items()))
+    print(
+        f"{len(same)} pairs, accuracy {accuracy:.1%} ± {spread:.1%}; "
+        + ", ".join(f"{k} {v:.1%}" for k, v in rows.items())
+    )
     print(f"{output / 'verification.json'}\n{output / 'verification.png'}")

@@ -16,7 +16,7 @@ from zoo.nn.gather import world_size
 from zoo.nn.images import preprocess_images
 from zoo.optim import adamw, warmup_cosine
 from zoo.papers.face_representation.encoder import MEAN, STD
-from zoo.papers.face_representation.tasks import HEADLINES, TASKS, Encoder, TaskHead, score
+from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, score
 from zoo.tasks.start import check_image_size, describe_model, start_model
 
 
@@ -27,7 +27,7 @@ class FaceTask(ZooModule):
     `image`, `target` and maybe `scale` (see `tasks`). A checkpoint of this module loads without what it started from.
 
     Args:
-        task: recognition, landmarks, action_units, valence_arousal or reconstruction3d.
+        task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
         backbone: what to start from. network: instead, a timm network; pretrained: with timm's own weights.
         outputs: of the head; None takes it from the data.
         head_options: arguments of the head, see `TaskHead`.
@@ -39,7 +39,7 @@ class FaceTask(ZooModule):
 
     def __init__(
         self,
-        task: Literal["recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d"] = "landmarks",
+        task: Literal["recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"] = "landmarks",
         backbone: str | dict[str, Any] | None = None,
         network: str | None = None,
         pretrained: bool = False,
@@ -54,8 +54,8 @@ class FaceTask(ZooModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if task not in TASKS:
-            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, TASKS)}")
+        if task not in EVERY_TASK:
+            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)}")
         if mode not in ("finetune", "frozen"):
             raise ZooError(f"mode is 'finetune' or 'frozen', not {mode!r}.")
         if (backbone is None) == (network is None):
@@ -68,7 +68,9 @@ class FaceTask(ZooModule):
             body = start.backbone
         else:
             if network not in timm.list_models():
-                raise ZooError(f"There is no network {network!r} in timm.{did_you_mean(str(network), timm.list_models())}")
+                raise ZooError(
+                    f"There is no network {network!r} in timm.{did_you_mean(str(network), timm.list_models())}"
+                )
             body = timm.create_model(network, pretrained=pretrained, num_classes=0)
             self._start = {"backbone": None, "network": network}
         self.encoder = Encoder(body)
@@ -95,7 +97,9 @@ class FaceTask(ZooModule):
         data = getattr(self.trainer, "datamodule", None)
         given = data.hparams.get("task") if data is not None else None
         if given not in (None, self.hparams.task):
-            raise ZooError(f"The data is for {given}, the model for {self.hparams.task}: set data.task and model.task alike.")
+            raise ZooError(
+                f"The data is for {given}, the model for {self.hparams.task}: set data.task and model.task alike."
+            )
         check_image_size(self, self.hparams.image_size, ", or model.image_size to what the data gives")
         if data is not None:
             self.image_size = self.image_size or data.hparams.get("image_size")

@@ -39,7 +39,9 @@ def draw_prototypes(images: Tensor, scores: np.ndarray, prototypes: int = 8, fac
             if column < len(nearest):
                 axes[row, column].imshow(_pixels(images[nearest[column]]))
                 axes[row, column].set_title(f"{scores[nearest[column], prototype]:.2f}", fontsize=7, pad=1)
-    figure.suptitle(f"Faces nearest to the {len(chosen)} most used of {scores.shape[1]} prototypes (cosine)", fontsize=9)
+    figure.suptitle(
+        f"Faces nearest to the {len(chosen)} most used of {scores.shape[1]} prototypes (cosine)", fontsize=9
+    )
     figure.tight_layout(pad=0.3)
     return figure
 

@@ -37,7 +37,11 @@ class HeatmapHead(nn.Module):
         x = None
         for norm, lateral, level in zip(reversed(self.norms), reversed(self.lateral), reversed(maps), strict=True):
             here = lateral(norm(level))
-            x = here if x is None else here + F.interpolate(x, size=here.shape[-2:], mode="bilinear", align_corners=False)
+            x = (
+                here
+                if x is None
+                else here + F.interpolate(x, size=here.shape[-2:], mode="bilinear", align_corners=False)
+            )
         return self.maps(self.smooth(x))
 
 

@@ -113,7 +113,9 @@ def pair_accuracy(scores: np.ndarray, same: np.ndarray, folds: int = 10) -> tupl
     accuracies = []
     for held_out in np.array_split(np.arange(len(scores)), folds):
         rest = np.setdiff1d(np.arange(len(scores)), held_out)
-        accuracies.append(float(((scores[held_out] >= _best_threshold(scores[rest], same[rest])) == same[held_out]).mean()))
+        accuracies.append(
+            float(((scores[held_out] >= _best_threshold(scores[rest], same[rest])) == same[held_out]).mean())
+        )
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
@@ -130,7 +132,9 @@ def _best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
     return float((ordered[place - 1] + ordered[place]) / 2)
 
 
-def pool_templates(features: np.ndarray, templates: np.ndarray, media: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def pool_templates(
+    features: np.ndarray, templates: np.ndarray, media: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Features of images to unit-length features of templates (IJB): the mean over a medium's frames first, then over media.
 
     Args:

@@ -30,7 +30,9 @@ def build_resnet(network: str = "resnet50", options: Mapping[str, Any] | None = 
     options = dict(options or {})
     for name in options:
         if name not in OPTIONS:
-            raise ZooError(f"network_options has no {name!r}.{did_you_mean(name, OPTIONS)} It takes {', '.join(OPTIONS)}.")
+            raise ZooError(
+                f"network_options has no {name!r}.{did_you_mean(name, OPTIONS)} It takes {', '.join(OPTIONS)}."
+            )
     stem = options.pop("stem_width", 64)
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     model = timm.create_model(network, num_classes=0, zero_init_last=False, **options)

@@ -165,7 +165,9 @@ def print_scores(scores: Scores, title: str) -> None:
         for shot in shots:
             means = [float(np.mean(scores[side][task][shot])) for side in sides]
             best = (np.argmax if headline.higher else np.argmin)(means)
-            cells = [f"{mean:.3g} ± {np.std(scores[side][task][shot]):.2g}" for side, mean in zip(sides, means, strict=True)]
+            cells = [
+                f"{mean:.3g} ± {np.std(scores[side][task][shot]):.2g}" for side, mean in zip(sides, means, strict=True)
+            ]
             cells[best] = f"[bold]{cells[best]}[/bold]"
             table.add_row(headline.title + (" ↑" if headline.higher else " ↓"), shot, *cells)
     Console().print(table)

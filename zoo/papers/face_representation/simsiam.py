@@ -75,7 +75,9 @@ class SimSiam(FaceEncoder):
         embeddings = [self.projector(self.backbone(self._layout(view))) for view in (first, second)]
         predictions = [self.predictor(embedding) for embedding in embeddings]
         with full_precision(first.device.type):
-            loss = negative_cosine(predictions[0], embeddings[1]) / 2 + negative_cosine(predictions[1], embeddings[0]) / 2
+            loss = (
+                negative_cosine(predictions[0], embeddings[1]) / 2 + negative_cosine(predictions[1], embeddings[0]) / 2
+            )
             spread = F.normalize(embeddings[0].detach().float(), dim=1).std(dim=0, correction=0).mean()
         return loss, spread
 

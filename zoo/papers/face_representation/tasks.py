@@ -1,8 +1,9 @@
-"""The five downstream tasks: which head, which loss, which numbers. Used by the fine-tuning module and by the few-shot tables.
+"""The five downstream tasks: which head, which loss, which numbers; for the fine-tuning module and the few-shot tables.
 
 A sample of a task is a dict: `image` uint8 (3, S, S), `target`, and for landmarks and meshes `scale`, what its error is
 divided by. Targets: recognition the identity's number; landmarks (K, 2) shares of the image, NaN where unknown; action
-units (A,) intensities; valence_arousal (2,); reconstruction3d (V, 3).
+units (A,) intensities; valence_arousal (2,); reconstruction3d (V, 3). A sixth, attributes, is no part of the benchmark:
+one class a picture.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from zoo.papers.face_representation.heads import (
 )
 
 TASKS = ("recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d")
+EVERY_TASK = (*TASKS, "attributes")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ HEADLINES = {
     "action_units": Headline("icc", "action units, mean ICC(3,1)", True),
     "valence_arousal": Headline("ccc", "valence and arousal, mean CCC", True),
     "reconstruction3d": Headline("nme", "3D shape, vertex NME (%)", False),
+    "attributes": Headline("acc1", "attributes, accuracy (%)", True),
 }
 
 
@@ -54,17 +57,19 @@ class TaskHead(nn.Module):
     """A task's head with its loss and its prediction.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `EVERY_TASK`.
         widths: channels of the backbone's maps, finest first; the last is the width of the pooled features.
-        outputs: identities, landmarks, action units, 2, or vertices.
+        outputs: identities, landmarks, action units, 2, vertices, or classes.
         options: arguments of the head: `width` of the pyramid; `embed_dim`, `kind`, `scale`, `margin` of recognition;
             `triangles`, `template`, `channels`, `blocks` of the mesh decoder; `loss` "mse" or "ccc" of valence_arousal.
     """
 
-    def __init__(self, task: str, widths: Sequence[int], outputs: int, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, task: str, widths: Sequence[int], outputs: int, options: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        if task not in TASKS:
-            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, TASKS)} They are {', '.join(TASKS)}.")
+        if task not in EVERY_TASK:
+            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)} They are {', '.join(EVERY_TASK)}.")
         options = dict(options or {})
         self.task, self.loss_kind = task, options.pop("loss", "mse")
         if self.loss_kind not in ("mse", "ccc"):
@@ -99,7 +104,10 @@ class TaskHead(nn.Module):
         if self.task == "landmarks":
             return heatmap_loss(out, target)
         with full_precision(out.device.type):
-            out, target = out.float(), target.float()
+            out = out.float()
+            if self.task == "attributes":
+                return F.cross_entropy(out, target)
+            target = target.float()
             if self.task == "reconstruction3d":
                 return (out - target).norm(dim=-1).mean()
             if self.task == "valence_arousal" and self.loss_kind == "ccc":
@@ -142,7 +150,9 @@ def score(
     if task == "action_units":
         columns = range(target.shape[1])
         values = {"icc": metrics.icc, "pcc": metrics.pcc}
-        found = {name: float(np.mean([f(prediction[:, k], target[:, k]) for k in columns])) for name, f in values.items()}
+        found = {
+            name: float(np.mean([f(prediction[:, k], target[:, k]) for k in columns])) for name, f in values.items()
+        }
         error = prediction - target
         each = {f"icc_{k}": metrics.icc(prediction[:, k], target[:, k]) for k in columns}
         return {**found, "mae": float(np.abs(error).mean()), "mse": float((error**2).mean()), **each}
@@ -154,6 +164,8 @@ def score(
             found |= {f"rmse_{name}": metrics.rmse(p, t), f"sagr_{name}": metrics.sagr(p, t)}
         means = {key: (found[f"{key}_valence"] + found[f"{key}_arousal"]) / 2 for key in ("ccc", "pcc", "rmse", "sagr")}
         return {**means, **found}
+    if task == "attributes":
+        return {"acc1": 100 * float((prediction.argmax(axis=1) == target).mean())}
     if pairs is None:
         first, second = np.triu_indices(len(prediction), k=1)
         pairs = np.stack([first, second, target[first] == target[second]], axis=1)
@@ -206,5 +218,7 @@ class Encoder(nn.Module):
         pooled = self.pooled(images).shape[1]
         self.backbone.train(training)
         if pooled != widths[-1]:
-            raise ZooError(f"Pooled features are {pooled} wide, the last map {widths[-1]}: this network is not supported.")
+            raise ZooError(
+                f"Pooled features are {pooled} wide, the last map {widths[-1]}: this network is not supported."
+            )
         return widths
