@@ -123,17 +123,18 @@ class FaceRepresentationDataModule(ZooDataModule):
 
     @staticmethod
     def face_shots(task: str, data: dict[str, Any], shots: list[int], seed: int) -> dict[str, np.ndarray]:
-        """Nested index sets of a task's training samples: few people for recognition, few pictures of many for the rest."""
+        """Nested index sets of a task's training samples: few people for recognition, else few pictures of many."""
         subjects = data["subjects"]
         return few_shot(len(subjects), shots, seed, subjects, whole_subjects=task == "recognition")
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to float, as the crops are."""
-        assert self.mean is not None and self.std is not None
+        assert self.mean is not None
+        assert self.std is not None
         return normalize(images, self.mean, self.std)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, ...]:
-        (crops, *rest) = batch  # the labels are all 0
+        (crops, *_) = batch  # the labels are all 0
         if not self.augment.apply:
             crops, draws = crops
             crops = [_on_device(images, drawn) for images, drawn in zip(crops, draws, strict=True)]

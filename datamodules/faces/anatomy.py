@@ -1,7 +1,7 @@
 """A schematic face as numbers: 68 points in the 300-W order in space, a mesh around them, identity, expression, pose.
 
-Everything is made up: proportions are drawn from formulas, not measured on people. Coordinates of the template: x to the
-right of the picture, y down, z towards the camera; half a head is about 1 wide.
+Everything is made up: proportions are drawn from formulas, not measured on people. Coordinates of the template: x to
+the right of the picture, y down, z towards the camera; half a head is about 1 wide.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ def template() -> np.ndarray:
     xy[27:31] = np.stack([np.zeros(4), np.linspace(-0.22, 0.22, 4)], axis=1)
     xy[31:36] = np.stack([0.19 * along, 0.34 + 0.03 * (1 - along**2)], axis=1)
     eye = np.array([[-0.17, 0], [-0.07, -0.078], [0.07, -0.078], [0.17, 0.01], [0.07, 0.062], [-0.07, 0.062]])
-    xy[36:42] = eye + [-0.43, -0.2]
+    xy[36:42] = eye + np.array([-0.43, -0.2])
     xy[42:48] = (eye * [-1, 1])[[3, 2, 1, 0, 5, 4]] + [0.43, -0.2]
     upper = np.array([[-0.34, 0], [-0.2, -0.06], [-0.07, -0.1], [0, -0.085], [0.07, -0.1], [0.2, -0.06], [0.34, 0]])
     lower = np.array([[0.22, 0.09], [0.09, 0.125], [0, 0.13], [-0.09, 0.125], [-0.22, 0.09]])
     inner = np.array(
         [[-0.29, 0], [-0.1, -0.02], [0, -0.015], [0.1, -0.02], [0.29, 0], [0.1, 0.015], [0, 0.02], [-0.1, 0.015]]
     )
-    xy[48:68] = np.concatenate([upper, lower, inner]) + [0, 0.68]
+    xy[48:68] = np.concatenate([upper, lower, inner]) + np.array([0, 0.68])
     z = _depth(xy)
     z[27:31] += [0.05, 0.16, 0.27, 0.38]
     z[31:36] += [0.08, 0.16, 0.2, 0.16, 0.08]
@@ -118,7 +118,7 @@ def _mesh_template() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def mesh_triangles() -> np.ndarray:
-    """(T, 3) corners of the mesh's triangles, the same for every face: Delaunay's over the template seen from in front."""
+    """(T, 3) corners of the mesh's triangles, the same for every face: Delaunay's over the template from in front."""
     from scipy.spatial import Delaunay
 
     return Delaunay(_mesh_template()[0][:, :2]).simplices.astype(np.int64)

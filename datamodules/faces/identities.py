@@ -34,7 +34,7 @@ class Pairs:
 
 
 def read_pairs(root: Path, listing: Path | None = None) -> Pairs:
-    """LFW's `pairs.txt`: lines `name i j` (same person) or `name i other j`; pictures `name/name_0001.jpg` under `root`.
+    """LFW's `pairs.txt`: lines `name i j` (same person) or `name i other j`; pictures `name/name_0001.jpg` in `root`.
 
     A first line of numbers alone (folds, pairs) is passed over. CFP and AgeDB lists in this form are read alike.
     """
@@ -77,7 +77,7 @@ def _numbered_picture(root: Path, name: str, index: int, where: str) -> Path:
 
 @dataclass(frozen=True)
 class Templates:
-    """IJB-B or IJB-C, 1:1: pictures with their template and medium, and pairs (P, 3) of template numbers and 1 for same."""
+    """IJB-B or IJB-C, 1:1: pictures with template and medium, and pairs (P, 3) of template numbers and 1 for same."""
 
     images: list[Path]
     templates: np.ndarray
@@ -86,8 +86,8 @@ class Templates:
 
 
 def read_ijb(root: Path, name: str = "ijbc") -> Templates:
-    """`<name>_face_tid_mid.txt` (picture, template, medium) and `<name>_template_pair_label.txt` (two templates, 1 for the
-    same person) under `root`, pictures in `loose_crop`."""
+    """`<name>_face_tid_mid.txt` (picture, template, medium) and `<name>_template_pair_label.txt` (two templates, 1 for
+    the same person) under `root`, pictures in `loose_crop`."""
     faces = next(iter(sorted(root.rglob(f"{name}_face_tid_mid.txt"))), None)
     labels = next(iter(sorted(root.rglob(f"{name}_template_pair_label.txt"))), None)
     if faces is None or labels is None:

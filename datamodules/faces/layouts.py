@@ -97,7 +97,7 @@ def _picture_beside(file: Path) -> Path:
 
 
 def read_wflw(root: Path, split: str) -> Annotations:
-    """WFLW: `list_98pt_rect_attr_{train,test}.txt` (196 coordinates, 4 of the box, 6 attributes, path) and `WFLW_images`."""
+    """WFLW: `list_98pt_rect_attr_{train,test}.txt` (196 coordinates, box, 6 attributes, path) and `WFLW_images`."""
     found = sorted(root.rglob(f"list_98pt_rect_attr_{split}.txt"))
     if not found:
         raise ZooError(f"There is no list_98pt_rect_attr_{split}.txt under {root}.")
@@ -124,7 +124,7 @@ def read_wflw(root: Path, split: str) -> Annotations:
 
 
 def read_cofw(root: Path, split: str) -> Annotations:
-    """COFW's colour files `COFW_{train,test}_color.mat` (MATLAB 7.3): 29 points, their occlusion, boxes, pictures inside."""
+    """COFW's colour files `COFW_{train,test}_color.mat` (MATLAB 7.3): 29 points, occlusion, boxes, pictures inside."""
     from zoo.extras import require
 
     require("h5py", extra="faces", why="reading COFW takes h5py")
@@ -204,8 +204,8 @@ def read_disfa(root: Path, split: str, fold: int = 0, folds: int = 3) -> Annotat
 
 
 def read_bp4d(root: Path, split: str) -> Annotations:
-    """BP4D with intensities: `AUIntensityCodes/AU06/F001_T1_AU06.csv` with `frame,intensity` lines (9: not coded), frames
-    under `images/F001/T1/<frame>.jpg`. FERA 2015: subjects with odd numbers train, those with even numbers test."""
+    """BP4D with intensities: `AUIntensityCodes/AU06/F001_T1_AU06.csv` with `frame,intensity` lines (9: not coded),
+    frames under `images/F001/T1/<frame>.jpg`. FERA 2015: subjects with odd numbers train, even ones test."""
     folder = _first_folder(root, ("AUIntensityCodes", "AUIntensityCodes3.0", "AU_INT"))
     names = sorted({"_".join(path.stem.split("_")[:2]) for path in folder.glob("AU06/*.csv")})
     if not names:
@@ -268,15 +268,11 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 
 def read_affectnet(root: Path, split: str) -> Annotations:
-    """AffectNet: `training.csv` or `validation.csv` (subDirectory_filePath, face_x, face_y, face_width, face_height, ...,
-    valence, arousal) and the pictures beside them or in `Manually_Annotated_Images`. Rows with -2 are left out."""
+    """AffectNet: `training.csv` or `validation.csv` (subDirectory_filePath, face_x, face_y, face_width, face_height,
+    ..., valence, arousal) and the pictures beside them or in `Manually_Annotated_Images`. Rows with -2 are left out."""
     path = _one(root, "training.csv" if split == "train" else "validation.csv")
     at = next(
-        (
-            folder
-            for folder in (root / "Manually_Annotated_Images", root / "Manually_Annotated", root)
-            if folder.is_dir()
-        )
+        folder for folder in (root / "Manually_Annotated_Images", root / "Manually_Annotated", root) if folder.is_dir()
     )
     images: list[Any] = []
     targets, boxes = [], []

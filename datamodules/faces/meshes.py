@@ -1,4 +1,4 @@
-"""300W-LP and AFLW2000-3D: pictures with the coefficients of a 3D morphable model, and the meshes that these stand for."""
+"""300W-LP and AFLW2000-3D: pictures with the coefficients of a 3D morphable model, and the meshes of these."""
 
 from __future__ import annotations
 

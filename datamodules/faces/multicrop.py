@@ -112,7 +112,7 @@ def apply_draws(crops: Tensor, draws: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def _kernels():  # noqa: ANN202 - a module
+def _kernels():
     try:
         from datamodules.faces import kernels
     except ImportError:

@@ -19,7 +19,8 @@ def error_scale(points: np.ndarray, how: str, boxes: np.ndarray | None) -> np.nd
     """What landmark errors are divided by, (n,) in the unit of the points.
 
     Args:
-        points: (n, K, 2) true landmarks. boxes: (n, 4) left, top, right, bottom; None takes the landmarks' bounding box.
+        points: (n, K, 2) true landmarks.
+        boxes: (n, 4) left, top, right, bottom; None takes the landmarks' bounding box.
         how: "inter_ocular" (outer corners of the eyes: 300-W, WFLW, COFW), "inter_pupil" (means of each eye's corners),
             "box_diagonal" (AFLW) or "box_size" (root of the box's area).
     """

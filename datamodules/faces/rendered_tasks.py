@@ -55,7 +55,7 @@ def rendered_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Task name to its data: `train`, `test`, `outputs` (of the head), `options` (of the head), `subjects` of training.
 
-    Training shows `identities` people, the test half as many others; neither are those of a pre-training with this seed.
+    Training shows `identities` people, the test half as many others; neither are those of pre-training with this seed.
     """
     test_identities = max(2, identities // 2)
     people = FaceRenderer(size, identities, seed + _TRAIN), FaceRenderer(size, test_identities, seed + _TEST)

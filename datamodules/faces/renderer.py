@@ -156,7 +156,7 @@ def _features(pen: ImageDraw.ImageDraw, at: _Canvas, face: Face, person: Person,
     for nostril in (p[31:33].mean(axis=0), p[34:36].mean(axis=0)):
         _dot(pen, at, nostril, 0.035, _darker(skin, 0.45))
     # eyes
-    for eye, lids in ((p[36:42], 1.0), (p[42:48], 1.0)):
+    for eye in (p[36:42], p[42:48]):
         centre = eye.mean(axis=0)
         pen.polygon(at(centre + (eye - centre) * [1.25, 1.5, 1]), fill=_darker(skin, 0.86))
         height = np.ptp(eye[:, 1])
@@ -185,7 +185,8 @@ def _features(pen: ImageDraw.ImageDraw, at: _Canvas, face: Face, person: Person,
     for wing, corner in ((p[31], p[48]), (p[35], p[54])):
         if smile > 0.15:
             out = np.sign(corner[0] - p[33, 0]) * 0.12
-            fold = [wing + [out * 0.5, 0, 0], (wing + corner) / 2 + [out, -0.02, 0], corner + [out * 0.7, 0.02, 0]]
+            bend = np.array([[0.5 * out, 0, 0], [out, -0.02, 0], [0.7 * out, 0.02, 0]])
+            fold = np.stack([wing, (wing + corner) / 2, corner]) + bend
             pen.line(at(fold), fill=_darker(skin, 1 - 0.35 * smile), width=line, joint="curve")
     if frown > 0.15:
         for x in (-0.04, 0.04):
@@ -242,7 +243,7 @@ def _develop(
     yy, xx = np.mgrid[:size, :size]
     nx, ny = (xx + 0.5 - centre[0]) / (1.05 * scale), (yy + 0.5 - centre[1] - 0.08 * scale) / (1.3 * scale)
     nz = np.sqrt(np.clip(1 - nx * nx - ny * ny, 0.03, None))
-    light = rng.normal(0, 0.6, 3) + [0, -0.35, 0.9]
+    light = rng.normal(0, 0.6, 3) + np.array([0, -0.35, 0.9])
     light /= np.linalg.norm(light)
     lit = np.clip(nx * light[0] + ny * light[1] + nz * light[2], 0, None)
     ambient = rng.uniform(0.35, 0.75)

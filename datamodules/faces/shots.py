@@ -79,8 +79,8 @@ def check_disjoint(train: Sequence[int], test: Sequence[int], what: str = "subje
     both = np.intersect1d(np.asarray(train), np.asarray(test))
     if len(both):
         raise ZooError(
-            f"{len(both)} {what}{'s are' if len(both) > 1 else ' is'} in both the training and the test part (the first: "
-            f"number {both[0]}): results would be too good. Split by {what}."
+            f"{len(both)} {what}{'s are' if len(both) > 1 else ' is'} in both the training and the test part "
+            f"(the first: number {both[0]}): results would be too good. Split by {what}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Face images without labels from where they lie: the official HDF5 containers, folders, WebDataset shards, or rendered."""
+"""Face images without labels from where they lie: official HDF5 containers, folders, WebDataset shards; or rendered."""
 
 from __future__ import annotations
 
@@ -158,8 +158,8 @@ def open_source(root: str | Path, dataset: str = "all") -> Any:
     """Encoded images: `source(index) -> bytes`, `len`, `source.name(index)`.
 
     Args:
-        root: a `.h5` file, a folder with the official containers, a `.tar` file, a folder of `.tar` files, or a folder of
-            images at any depth.
+        root: a `.h5` file, a folder with the official containers, a `.tar` file, a folder of `.tar` files, or a folder
+            of images at any depth.
         dataset: which of the official containers (`CONTAINERS`) in a folder; "all" takes every one that is there.
 
     Raises `ZooError` that says what was found instead.

@@ -70,19 +70,16 @@ class FaceCrops(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, boxes = self.picture(index), self.annotations.boxes
-        left, top, side = 0.0, 0.0, float(max(image.size))
+        left, top, side = 0, 0, max(image.size)
         if boxes is not None:
             x0, y0, x1, y1 = boxes[index]
-            side = max(x1 - x0, y1 - y0) * (1 + 2 * self.margin)
-            left, top = (x0 + x1) / 2 - side / 2, (y0 + y1) / 2 - side / 2
+            # Whole pixels, so that the cut and its landmarks agree; what lies outside the picture is black.
+            side = round(max(x1 - x0, y1 - y0) * (1 + 2 * self.margin))
+            left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
         if side < 2:
             raise ZooError(f"The face box of picture {index} has no size.")
-        scale = self.size / side
-        cut = image.transform(
-            (self.size, self.size), Image.Transform.AFFINE, (1 / scale, 0, left, 0, 1 / scale, top), Image.Resampling.BILINEAR
-        ) if scale > 0.7 else image.crop((round(left), round(top), round(left + side), round(top + side))).resize(
-            (self.size, self.size), Image.Resampling.BILINEAR
-        )  # fmt: skip
+        cut = image.crop((left, top, left + side, top + side))
+        cut = cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
         target = self.annotations.targets[index]
         sample: dict[str, Any] = {"image": torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()}
         if self.task in ("recognition", "attributes"):
@@ -105,8 +102,8 @@ class FaceTaskDataModule(ZooDataModule):
 
     Args:
         task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
-        dataset: "rendered", or an official layout: identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa, bp4d,
-            affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test); folders of classes for attributes.
+        dataset: "rendered", or an official layout: identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa,
+            bp4d, affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test); folders of classes for attributes.
         root: its folder; identities, folders and 3dmm want `train/` and `test/` below it.
         image_size: side of the square cut-outs in pixels.
         batch_size: samples of one step on one device.
@@ -118,14 +115,16 @@ class FaceTaskDataModule(ZooDataModule):
         normalisation: of landmark errors: inter_ocular, inter_pupil, box_diagonal, box_size; None takes the data set's.
         margin: see `FaceCrops`.
         std_red: as in pre-training.
-        flip: probability of mirroring a training picture (not for landmarks and meshes, whose points would trade places).
+        flip: probability of mirroring a training picture (not for landmarks and meshes: points would trade places).
         rendered_train, rendered_test, rendered_identities, rendered_seed: the rendered faces.
         num_workers, pin_memory: see `ZooDataModule`.
     """
 
     def __init__(
         self,
-        task: Literal["recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"] = "landmarks",
+        task: Literal[
+            "recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"
+        ] = "landmarks",
         dataset: str = "rendered",
         root: str = "rendered",
         image_size: int = 224,
@@ -188,7 +187,9 @@ class FaceTaskDataModule(ZooDataModule):
             parts = [identities.read_identities(root / name) for name in ("train", "test")]
             names = [sorted({path.parent.name for path in part.images}) for part in parts]
             if names[0] != names[1]:
-                raise ZooError(f"{root}: train has the classes {names[0][:5]}, test {names[1][:5]}: they must be the same.")
+                raise ZooError(
+                    f"{root}: train has the classes {names[0][:5]}, test {names[1][:5]}: they must be the same."
+                )
             for part in parts:
                 part.subjects = None
             outputs, scales = len(names[0]), [None, None]
@@ -272,7 +273,8 @@ class FaceTaskDataModule(ZooDataModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to float."""
-        assert self.mean is not None and self.std is not None
+        assert self.mean is not None
+        assert self.std is not None
         return normalize(images, self.mean, self.std)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

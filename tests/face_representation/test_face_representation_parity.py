@@ -78,11 +78,11 @@ def test_sinkhorn_over_two_processes(golden_dir):
 def test_sinkhorn(golden_dir):
     for name, case in sinkhorn_cases(golden_dir("face_representation"), 1):
         ours = balance(case["exp_scores_BxK"], case["n_iters"])
-        torch.testing.assert_close(ours, case["assignments"], **EXACT, msg=lambda m: f"{name}: {m}")
-        torch.testing.assert_close(ours.sum(dim=1), torch.ones(len(ours)), msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(ours, case["assignments"], **EXACT, msg=f"{name}")
+        torch.testing.assert_close(ours.sum(dim=1), torch.ones(len(ours)), msg=f"{name}")
         if case["exp_scores_BxK"].isfinite().all():  # from the scores themselves, without overflow
             ours = sinkhorn(case["scores"], case["eps"], case["n_iters"])
-            torch.testing.assert_close(ours, case["assignments"], rtol=1e-5, atol=1e-6, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(ours, case["assignments"], rtol=1e-5, atol=1e-6, msg=f"{name}")
 
 
 class Given(nn.Module):
@@ -134,10 +134,8 @@ def test_projector(golden_dir):
         state = {key.removeprefix("net."): value for key, value in case["state_dict"].items()}
         head = mlp([*(state[f"{index}.weight"].shape[1] for index in (0, 3)), state["3.weight"].shape[0]])
         head.load_state_dict(state)
-        torch.testing.assert_close(head.train()(case["x"]), case["y_train"], **CLOSE, msg=lambda m: f"{name}: {m}")
-        torch.testing.assert_close(
-            head.eval()(case["x"]), case["y_eval_after_one_train_step"], **CLOSE, msg=lambda m: f"{name}: {m}"
-        )
+        torch.testing.assert_close(head.train()(case["x"]), case["y_train"], **CLOSE, msg=f"{name}")
+        torch.testing.assert_close(head.eval()(case["x"]), case["y_eval_after_one_train_step"], **CLOSE, msg=f"{name}")
 
 
 def test_whole_network_in_training(golden_dir):
@@ -153,20 +151,18 @@ def test_whole_network_in_training(golden_dir):
             model.train()
             crops = [case[key].transpose(0, 1) for key in ("crops_224like", "crops_96like")]
             embedding, scores = model.embed(crops)
-            torch.testing.assert_close(
-                embedding.flatten(0, 1), case["embedding"], **CLOSE, msg=lambda m: f"{name}: {m}"
-            )
-            torch.testing.assert_close(scores.flatten(0, 1), case["scores"], **CLOSE, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(embedding.flatten(0, 1), case["embedding"], **CLOSE, msg=f"{name}")
+            torch.testing.assert_close(scores.flatten(0, 1), case["scores"], **CLOSE, msg=f"{name}")
             (scores.square().mean() + embedding.flatten(0, 1)[:, :3].sum()).backward()
             grads = weights.swav_to_official({key: p.grad for key, p in model.named_parameters()})
             for key, expected in case["grads"].items():
                 scale = expected.abs().max().item()
                 torch.testing.assert_close(
-                    grads[key], expected, rtol=1e-4, atol=1e-5 * max(scale, 1), msg=lambda m: f"{name}: {key}: {m}"
+                    grads[key], expected, rtol=1e-4, atol=1e-5 * max(scale, 1), msg=f"{name}: {key}"
                 )
             after = model.official_state_dict()
             for key, expected in case["bn_buffers_after"].items():
-                torch.testing.assert_close(after[key], expected, **CLOSE, msg=lambda m: f"{name}: {key}: {m}")
+                torch.testing.assert_close(after[key], expected, **CLOSE, msg=f"{name}: {key}")
 
 
 def test_moco(golden_dir):
@@ -178,15 +174,13 @@ def test_moco(golden_dir):
         model.load_weights(state)
         model.train()
         logits = model.moco_logits(case["query"], case["key"])
-        torch.testing.assert_close(logits, case["logits"], rtol=1e-5, atol=2e-5, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(logits, case["logits"], rtol=1e-5, atol=2e-5, msg=f"{name}")
         loss = nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
-        torch.testing.assert_close(loss, case["loss"], **CLOSE, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(loss, case["loss"], **CLOSE, msg=f"{name}")
         after = model.official_state_dict()
-        torch.testing.assert_close(after["queue"], case["queue_after"], **CLOSE, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(after["queue"], case["queue_after"], **CLOSE, msg=f"{name}")
         assert torch.equal(after["queue_ptr"], case["queue_ptr_after"]), name
-        torch.testing.assert_close(
-            after["encoder_k.conv1.weight"], case["key_conv1_after"], **CLOSE, msg=lambda m: f"{name}: {m}"
-        )
+        torch.testing.assert_close(after["encoder_k.conv1.weight"], case["key_conv1_after"], **CLOSE, msg=f"{name}")
 
 
 def test_simsiam(golden_dir):
@@ -197,7 +191,7 @@ def test_simsiam(golden_dir):
         model.load_weights(state)
         loss, _ = model.train().siamese_loss(case["view0"], case["view1"])
         loss.backward()
-        torch.testing.assert_close(loss.detach(), case["loss"], **CLOSE, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(loss.detach(), case["loss"], **CLOSE, msg=f"{name}")
         expected, grad = case["grad_conv1"], model.backbone.conv1.weight.grad
         # Batch norm over four samples of one pixel magnifies rounding: 1e-5 of the largest entry.
         torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
@@ -234,8 +228,8 @@ def test_resnet50_features(golden_dir):
         model.eval()
         with torch.no_grad():
             feature, maps = model(case["input"]), pyramid(model.backbone, case["input"])
-        torch.testing.assert_close(feature, case["feature_2048"], rtol=1e-4, atol=1e-4, msg=lambda m: f"{name}: {m}")
-        torch.testing.assert_close(maps[3], case["c5"], rtol=1e-4, atol=1e-3, msg=lambda m: f"{name}: {m}")
+        torch.testing.assert_close(feature, case["feature_2048"], rtol=1e-4, atol=1e-4, msg=f"{name}")
+        torch.testing.assert_close(maps[3], case["c5"], rtol=1e-4, atol=1e-3, msg=f"{name}")
         for stage, found in zip(("c2", "c3", "c4"), maps, strict=False):
             torch.testing.assert_close(torch.stack([found.mean(), found.std()]), case[f"{stage}_mean_std"],
                                        rtol=1e-4, atol=1e-4, msg=f"{name}: {stage}")  # fmt: skip
@@ -269,5 +263,5 @@ def test_schedule(golden_dir):
             for step in range(len(case["lr"]))
         ]  # fmt: skip
         torch.testing.assert_close(
-            torch.tensor(ours, dtype=torch.float64), case["lr"], rtol=1e-9, atol=1e-9, msg=lambda m: f"{name}: {m}"
+            torch.tensor(ours, dtype=torch.float64), case["lr"], rtol=1e-9, atol=1e-9, msg=f"{name}"
         )

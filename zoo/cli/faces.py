@@ -74,9 +74,9 @@ def shots(
 )
 def benchmark(
     output: OutOption,
-    encoder: Annotated[list[str], typer.Option("-e", "--encoder", help="A zoo model, checkpoint or run folder; timm:NAME with "
-                                               "timm's weights; random:NAME without any. Repeatable.")],
-    data: Annotated[list[str] | None, typer.Option(help="TASK=DATASET:ROOT; tasks not given run on drawn faces.")] = None,
+    encoder: Annotated[list[str], typer.Option("-e", "--encoder", help="A zoo model, checkpoint, run folder; timm:NAME "
+                                               "with timm's weights; random:NAME without any. Repeatable.")],
+    data: Annotated[list[str] | None, typer.Option(help="TASK=DATASET:ROOT; else a task runs on drawn faces.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Only these tasks. Repeatable.")] = None,
     shot: Annotated[list[str] | None, typer.Option(help="Numbers of labels, or shares with a point.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds; each draws labels, heads and random networks.")] = None,

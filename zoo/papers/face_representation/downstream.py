@@ -39,7 +39,9 @@ class FaceTask(ZooModule):
 
     def __init__(
         self,
-        task: Literal["recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"] = "landmarks",
+        task: Literal[
+            "recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"
+        ] = "landmarks",
         backbone: str | dict[str, Any] | None = None,
         network: str | None = None,
         pretrained: bool = False,

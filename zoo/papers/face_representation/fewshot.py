@@ -27,7 +27,7 @@ def fit_and_score(
 
     Args:
         mode: "frozen" (only the head) or "finetune" (a copy of the encoder too, at a tenth of the rate).
-        steps, batch_size, lr: of AdamW under half a cosine; batches are drawn with replacement where there are few samples.
+        steps, batch_size, lr: of AdamW under half a cosine; few samples come round more often.
         cache: keeps frozen features between calls with the same encoder.
         normalize: uint8 (B, 3, S, S) to what the encoder takes.
 

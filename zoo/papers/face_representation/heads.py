@@ -1,7 +1,7 @@
 """Heads of the five downstream tasks, on the maps or the pooled features of any timm network.
 
-The paper's own heads were never released; these follow its description, and sizes are ours. Every head normalises what it
-gets by batch statistics without learned scale, so that frozen features of any size are fit for it.
+The paper's own heads were never released; these follow its description, and sizes are ours. Every head normalises what
+it gets by batch statistics without learned scale, so that frozen features of any size are fit for it.
 
 Shape letters: B images, K landmarks, V vertices, C channels, D features.
 """
@@ -101,7 +101,7 @@ class EmbeddingHead(nn.Module):
 
 
 class MarginSoftmax(nn.Module):
-    """Cross-entropy over identities with a margin on the right one (ArcFace: Deng et al. 2019; CosFace: Wang et al. 2018).
+    """Cross-entropy over identities with a margin on the right one (ArcFace: Deng 2019; CosFace: Wang 2018).
 
     Args:
         embed_dim: E. identities: number of classes.

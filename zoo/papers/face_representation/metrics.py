@@ -1,4 +1,4 @@
-"""The numbers of the five tasks. Everything is numpy in float64: (n, ...) predictions and labels in, plain floats out."""
+"""The numbers of the five tasks, numpy in float64: (n, ...) predictions and labels in, plain floats out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from zoo.errors import ZooError
-
 
 # ---------------------------------------------------------------------- regression
 
@@ -135,7 +134,7 @@ def _best_threshold(scores: np.ndarray, same: np.ndarray) -> float:
 def pool_templates(
     features: np.ndarray, templates: np.ndarray, media: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of images to unit-length features of templates (IJB): the mean over a medium's frames first, then over media.
+    """Features of images to unit-length features of templates (IJB): mean over a medium's frames, then over media.
 
     Args:
         features: (n, D). templates: (n,) numbers. media: (n,) numbers of photo or video, None for each its own.

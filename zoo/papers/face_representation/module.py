@@ -36,8 +36,8 @@ class SwAV(FaceEncoder):
         num_prototypes: K.
         assigned_crops: which of the crops are assigned to prototypes, numbered through all resolutions.
         temperature: of the prediction. epsilon, sinkhorn_iterations: of the assignment.
-        queue_length: earlier embeddings that take part in the assignment, over all devices; 0 for none. Cut to a multiple
-            of the global batch.
+        queue_length: earlier embeddings that take part in the assignment, over all devices; 0 for none. Cut to a
+            multiple of the global batch.
         queue_from_epoch: when the queue starts to fill; it counts once it is full.
         freeze_prototypes_steps: optimiser steps in which the prototypes get no gradient.
         base_lr: learning rate for 256 images; `lr` overrides it.

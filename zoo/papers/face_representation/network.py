@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import timm
@@ -64,7 +65,7 @@ def mlp(sizes: list[int], last_norm: bool = False) -> nn.Sequential:
     `last_norm` puts a batch norm at the end too (SimSiam's projector).
     """
     layers: list[nn.Module] = []
-    for index, (wide, narrow) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (wide, narrow) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(wide, narrow))
         if index < len(sizes) - 2:
             layers += [nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]

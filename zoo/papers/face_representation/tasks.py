@@ -69,7 +69,9 @@ class TaskHead(nn.Module):
     ) -> None:
         super().__init__()
         if task not in EVERY_TASK:
-            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)} They are {', '.join(EVERY_TASK)}.")
+            raise ZooError(
+                f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)} They are {', '.join(EVERY_TASK)}."
+            )
         options = dict(options or {})
         self.task, self.loss_kind = task, options.pop("loss", "mse")
         if self.loss_kind not in ("mse", "ccc"):

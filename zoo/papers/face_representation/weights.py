@@ -1,4 +1,4 @@
-"""Official state dicts <-> ours: the face code's names of SwAV, MoCo and SimSiam, and the names of SwAV's own release."""
+"""Official state dicts <-> ours: the face code's SwAV, MoCo and SimSiam, and SwAV's own release."""
 
 from __future__ import annotations
 
