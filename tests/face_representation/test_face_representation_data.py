@@ -486,8 +486,13 @@ def test_morphable_model_meshes(tmp_path):
     from scipy.io import savemat
 
     rng = np.random.default_rng(0)
-    basis = dict(mean=rng.normal(size=(70, 3)), shape=rng.normal(size=(70, 3, 4)),
-                 expression=rng.normal(size=(70, 3, 2)), triangles=np.array([[0, 1, 2], [2, 3, 4]]), landmarks=np.arange(68))  # fmt: skip
+    basis = dict(
+        mean=rng.normal(size=(70, 3)),
+        shape=rng.normal(size=(70, 3, 4)),
+        expression=rng.normal(size=(70, 3, 2)),
+        triangles=np.array([[0, 1, 2], [2, 3, 4]]),
+        landmarks=np.arange(68),
+    )
     np.savez(tmp_path / "basis.npz", **basis)
     para = rng.normal(size=199), rng.normal(size=29)
     for part in ("train", "test"):
