@@ -52,14 +52,14 @@ def make_person(rng: np.random.Generator) -> Person:
     return Person(rng.standard_normal(SHAPE_DIMS).clip(-2.2, 2.2), rng.random(COLOUR_DIMS))
 
 
-def make_face(person: Person, rng: np.random.Generator, max_yaw: float = 0.6) -> Face:
+def make_face(person: Person, rng: np.random.Generator, max_yaw: float = 0.4) -> Face:
     """A picture's worth of expression and pose for a person."""
     units = draw_units(rng)
     points = apply_expression(apply_shape(template(), person.shape), units)
     mesh, weights = _mesh_template()
     inner = mesh[68:] + weights @ (points - template())  # the skin between the landmarks goes with them
     vertices = np.concatenate([points, inner])
-    pose = np.array([rng.uniform(-max_yaw, max_yaw), rng.normal(0, 0.16), rng.normal(0, 0.12)]).clip(-0.9, 0.9)
+    pose = np.array([rng.uniform(-max_yaw, max_yaw), rng.normal(0, 0.1), rng.normal(0, 0.08)]).clip(-0.9, 0.9)
     return Face(vertices, vertices @ rotation(pose).T, units, affect_of(units), pose)
 
 

@@ -75,7 +75,5 @@ def rendered_tasks(
         }
     tasks["landmarks"]["options"] = {"width": 32}
     tasks["recognition"]["options"] = {"embed_dim": 128, "kind": "cos", "scale": 30.0, "margin": 0.2}
-    template = torch.as_tensor(np.mean([face.vertices for face in known[:200]], axis=0), dtype=torch.float32)
-    tasks["reconstruction3d"]["options"] = {"triangles": torch.from_numpy(mesh_triangles()), "template": template,
-                                            "channels": 8}  # fmt: skip
+    tasks["reconstruction3d"]["options"] = {"triangles": torch.from_numpy(mesh_triangles()), "channels": 8}
     return tasks

@@ -44,7 +44,7 @@ class FaceRenderer:
         max_yaw: how far heads turn to the sides, in radians.
     """
 
-    def __init__(self, size: int = 64, identities: int = 200, seed: int = 0, max_yaw: float = 0.6) -> None:
+    def __init__(self, size: int = 64, identities: int = 200, seed: int = 0, max_yaw: float = 0.4) -> None:
         self.size, self.identities, self.seed, self.max_yaw = size, identities, seed, max_yaw
 
     def __call__(self, index: int) -> Rendered:
@@ -52,8 +52,8 @@ class FaceRenderer:
         rng = np.random.default_rng(derive_seed(self.seed, _PICTURE, index))
         person = self._person(identity)
         face = make_face(person, rng, self.max_yaw)
-        scale = self.size * rng.uniform(0.29, 0.36)
-        centre = self.size * (0.5 + rng.normal(0, 0.025, 2)) - [0, 0.03 * self.size]
+        scale = self.size * rng.uniform(0.38, 0.43)  # cropped as face data sets are: the head fills the picture
+        centre = self.size * (0.5 + rng.normal(0, 0.015, 2)) - [0, 0.05 * self.size]
         image = draw(face, person, scale, centre, self.size, rng)
         landmarks = face.turned[:68, :2] * scale + centre
         return Rendered(image, landmarks, face.turned, face.units, face.affect, identity, face.pose)
@@ -217,14 +217,15 @@ def _darker(colour: tuple[int, ...], share: float) -> tuple[int, ...]:
 
 
 def _background(big: int, rng: np.random.Generator) -> Image.Image:
-    """A gradient with a few soft shapes: something that says nothing about the face."""
-    corners = rng.integers(20, 236, (2, 2, 3)).astype(np.uint8)
+    """A muted gradient with a few shapes: something that says nothing about the face."""
+    room = rng.uniform(60, 200, 3) * 0.3 + rng.uniform(60, 200) * 0.7
+    corners = (room + rng.normal(0, 18, (2, 2, 3))).clip(0, 255).astype(np.uint8)
     picture = Image.fromarray(corners).resize((big, big), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(picture)
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, 3))):
         x, y = rng.uniform(0, big, 2)
         w, h = rng.uniform(0.1, 0.5, 2) * big
-        colour = tuple(int(v) for v in rng.integers(20, 236, 3))
+        colour = tuple(int(v) for v in (room + rng.normal(0, 25, 3)).clip(0, 255))
         box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
         (pen.rectangle if rng.random() < 0.5 else pen.ellipse)(box, fill=colour)
     return picture
@@ -236,19 +237,19 @@ def _develop(
     """Light on the head, the room's colour, sharpness, noise; down to (size, size, 3)."""
     small = picture.resize((size, size), Image.Resampling.BOX)
     cover = np.asarray(mask.resize((size, size), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
-    if rng.random() < 0.3:
+    if rng.random() < 0.15:
         small = small.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.012 * size)))
     pixels = np.asarray(small, dtype=np.float32)
     scale, centre = at.scale / _SUPERSAMPLE, at.centre / _SUPERSAMPLE
     yy, xx = np.mgrid[:size, :size]
     nx, ny = (xx + 0.5 - centre[0]) / (1.05 * scale), (yy + 0.5 - centre[1] - 0.08 * scale) / (1.3 * scale)
     nz = np.sqrt(np.clip(1 - nx * nx - ny * ny, 0.03, None))
-    light = rng.normal(0, 0.6, 3) + np.array([0, -0.35, 0.9])
+    light = rng.normal(0, 0.45, 3) + np.array([0, -0.35, 1.0])
     light /= np.linalg.norm(light)
     lit = np.clip(nx * light[0] + ny * light[1] + nz * light[2], 0, None)
-    ambient = rng.uniform(0.35, 0.75)
+    ambient = rng.uniform(0.45, 0.8)
     shade = ambient + (1.15 - ambient) * lit
     pixels = pixels * (1 + cover * (shade[..., None] - 1))
     pixels *= rng.uniform(0.75, 1.15) * (1 + rng.normal(0, 0.06, 3))
-    pixels += rng.normal(0, rng.uniform(0.5, 5), pixels.shape)
+    pixels += rng.normal(0, rng.uniform(0.5, 4), pixels.shape)
     return np.clip(pixels, 0, 255).astype(np.uint8)

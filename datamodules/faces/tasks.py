@@ -203,8 +203,7 @@ class FaceTaskDataModule(ZooDataModule):
             outer = basis.landmarks[[36, 45]]
             scales = [np.linalg.norm(part.targets[:, outer[0]] - part.targets[:, outer[1]], axis=1) for part in parts]
             outputs = len(basis.mean)
-            options = {"triangles": torch.as_tensor(basis.triangles.astype(np.int64)),
-                       "template": torch.as_tensor(parts[0].targets.mean(axis=0), dtype=torch.float32)}  # fmt: skip
+            options = {"triangles": torch.as_tensor(basis.triangles.astype(np.int64))}
         else:
             if h.dataset == "disfa":
                 parts = [layouts.read_disfa(root, name, h.fold) for name in ("train", "test")]
@@ -243,11 +242,16 @@ class FaceTaskDataModule(ZooDataModule):
 
     @property
     def head_options(self) -> dict[str, Any]:
-        """What the head must know of the data: a mesh's triangles and mean."""
+        """What the head must know of the data: a mesh's triangles."""
         self.setup()
         assert self.data is not None
-        kept = ("triangles", "template")
-        return {key: value for key, value in self.data["options"].items() if key in kept}
+        return {key: value for key, value in self.data["options"].items() if key == "triangles"}
+
+    def chosen_targets(self) -> Tensor:
+        """The labels that training has, (n, ...)."""
+        chosen = self.chosen()
+        assert self.data is not None
+        return torch.stack([torch.as_tensor(self.data["train"][int(index)]["target"]) for index in chosen])
 
     def train_dataloader(self) -> DataLoader:
         chosen = self.chosen()

@@ -109,6 +109,8 @@ class FaceTask(ZooModule):
             if data is None or not hasattr(data, "outputs"):
                 raise ZooError("The data does not say how many outputs the head has: give model.outputs a value.")
             self._build(data.outputs, data.head_options)
+            if _regresses(self.hparams.task) and hasattr(data, "chosen_targets"):
+                self.head.start_from(data.chosen_targets())
             self.head.to(self.device)
         elif data is not None and self.hparams.task != "recognition" and data.outputs != self.outputs:
             raise ZooError(f"The data has {data.outputs} outputs, the model {self.outputs}: set model.outputs.")
@@ -191,6 +193,11 @@ class FaceTask(ZooModule):
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {**self._start, "pretrained": False, "outputs": self.outputs, "image_size": self.image_size}
         checkpoint["hyper_parameters"] = hparams
+
+
+def _regresses(task: str) -> bool:
+    """Whether a task's head starts from the mean of its labels."""
+    return task in ("action_units", "valence_arousal", "reconstruction3d")
 
 
 def _has_both(identities: np.ndarray) -> bool:

@@ -20,7 +20,7 @@ _BATCH = 128
 
 def fit_and_score(
     encoder: Encoder, task: str, data: Samples, chosen: Sequence[int], *, mode: str = "frozen", seed: int = 0,
-    steps: int = 200, batch_size: int = 32, lr: float = 2e-3, cache: dict[Any, Any] | None = None,
+    steps: int = 200, batch_size: int = 32, lr: float = 1e-2, cache: dict[Any, Any] | None = None,
     normalize: Any = None, image_size: int = 64,
 ) -> tuple[dict[str, float], np.ndarray]:  # fmt: skip
     """Trains a head on the `chosen` training samples and scores it on the test set.
@@ -44,6 +44,7 @@ def fit_and_score(
     targets = torch.stack([torch.as_tensor(train[int(i)]["target"]) for i in chosen])
     if task == "recognition":  # classes that the few samples have
         targets = torch.unique(targets, return_inverse=True)[1]
+    head.start_from(targets.to(device))
     kind = "maps" if head.wants_maps else "pooled"
     if mode == "frozen":
         cache = {} if cache is None else cache

@@ -42,7 +42,7 @@ def draw_prototypes(images: Tensor, scores: np.ndarray, prototypes: int = 8, fac
     figure.suptitle(
         f"Faces nearest to the {len(chosen)} most used of {scores.shape[1]} prototypes (cosine)", fontsize=9
     )
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, rect=(0, 0, 1, 0.97))
     return figure
 
 

@@ -99,6 +99,15 @@ class TaskHead(nn.Module):
         """What the head says: heat maps, embeddings, intensities or vertices."""
         return self.head(given)
 
+    @torch.no_grad()
+    def start_from(self, targets: Tensor) -> None:
+        """Lets a regression start at the mean of its training targets (n, ...), which then is all it knows."""
+        if self.task == "reconstruction3d":
+            self.head.template.copy_(targets.float().mean(dim=0))
+        elif self.task in ("action_units", "valence_arousal"):
+            mean = targets.float().mean(dim=0)
+            self.head.linear.bias.copy_(mean.clamp(-0.99, 0.99).atanh() if self.head.bounded else mean)
+
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         """The training loss of a batch, a float32 scalar."""
         if self.task == "recognition":
