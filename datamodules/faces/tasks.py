@@ -90,6 +90,8 @@ class FaceCrops(Dataset):
             sample["target"] = torch.as_tensor(target, dtype=torch.float32)
         if self.scale is not None:
             sample["scale"] = float(self.scale[index]) / (side if self.task == "landmarks" else 1.0)
+        if self.annotations.subsets:
+            sample["subsets"] = torch.tensor([bool(flags[index]) for flags in self.annotations.subsets.values()])
         if self.annotations.subjects is not None:
             sample["subject"] = int(self.annotations.subjects[index])
         return sample
@@ -98,7 +100,8 @@ class FaceCrops(Dataset):
 class FaceTaskDataModule(ZooDataModule):
     """One of the five downstream tasks.
 
-    Batches are dicts: `image` float (B, 3, S, S), `target`, and `scale` (B,) for landmarks and meshes.
+    Batches are dicts: `image` float (B, 3, S, S), `target`, and `scale` (B,) for landmarks and meshes; `subsets` (B, n)
+    where the data set groups its pictures.
 
     Args:
         task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
@@ -239,6 +242,14 @@ class FaceTaskDataModule(ZooDataModule):
         self.setup()
         assert self.data is not None
         return self.data["outputs"]
+
+    @property
+    def subset_names(self) -> list[str]:
+        """What the data set's test pictures are grouped by (WFLW: pose, expression, ...), in the order of `subsets`."""
+        self.setup()
+        assert self.data is not None
+        test = self.data["test"]
+        return list(test.annotations.subsets) if isinstance(test, FaceCrops) else []
 
     @property
     def head_options(self) -> dict[str, Any]:

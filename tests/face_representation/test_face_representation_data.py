@@ -359,6 +359,10 @@ def test_wflw(tmp_path):
     assert found.boxes.tolist() == [[4, 5, 46, 47]]
     assert [name for name in layouts.WFLW_SUBSETS if found.subsets[name][0]] == ["expression", "blur"]
     assert found.images[0].is_file()
+    listing.with_name("list_98pt_rect_attr_test.txt").write_text(line + "\n")
+    data = FaceTaskDataModule(task="landmarks", dataset="wflw", root=str(tmp_path), image_size=32, num_workers=0)
+    assert data.subset_names == list(layouts.WFLW_SUBSETS)
+    assert data.data["test"][0]["subsets"].tolist() == [False, True, False, False, False, True]
     listing.write_text(line + "\n" + " ".join(line.split()[2:]) + "\n")
     with pytest.raises(ZooError, match=r"line 2: 205 entries"):
         layouts.read_wflw(tmp_path, "train")

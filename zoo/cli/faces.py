@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Draw schematic faces, make few-shot index files, compare encoders over five tasks, verify identities.",
-    epilog="Example: zoo faces benchmark -e face-swav-drawn -e random:face-swav-drawn -o OUT",
+    epilog="Example: zoo faces benchmark -e RUN_FOLDER -e random:resnet50 -o OUT",
     no_args_is_help=True,
 )
 OutOption = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")]
@@ -70,7 +70,7 @@ def shots(
 
 @app.command(
     "benchmark",
-    epilog="Example: zoo faces benchmark -e face-swav-drawn -e timm:resnet18 -o OUT --data landmarks=300w:ROOT",
+    epilog="Example: zoo faces benchmark -e RUN_FOLDER -e timm:resnet18 -o OUT --data landmarks=300w:ROOT",
 )
 def benchmark(
     output: OutOption,

@@ -147,9 +147,10 @@ class FaceTask(ZooModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         kept = {"prediction": self(batch["image"]), "target": batch["target"]}
-        if "scale" in batch:
-            kept["scale"] = batch["scale"]
-        self._seen.append({key: value.float().cpu() if key != "target" else value.cpu() for key, value in kept.items()})
+        kept |= {key: batch[key] for key in ("scale", "subsets") if key in batch}
+        self._seen.append(
+            {key: value.float().cpu() if key == "prediction" else value.cpu() for key, value in kept.items()}
+        )
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
@@ -173,6 +174,12 @@ class FaceTask(ZooModule):
             return  # a sanity check's few samples
         numbers = score(self.hparams.task, whole["prediction"], whole["target"], whole.get("scale"))
         headline = HEADLINES[self.hparams.task].key
+        if self.hparams.task == "landmarks" and "subsets" in whole:
+            names = self.trainer.datamodule.subset_names  # type: ignore[attr-defined]
+            for name, members in zip(names, whole["subsets"].T.astype(bool), strict=True):
+                if members.any():
+                    part = [whole[key][members] for key in ("prediction", "target", "scale")]
+                    numbers[f"nme_{name}"] = score("landmarks", *part)["nme"]
         self.log_dict({f"{stage}/{key}": value for key, value in numbers.items()}, rank_zero_only=False)
         self.log(f"{stage}/headline", numbers[headline], prog_bar=True)
 
