@@ -55,7 +55,7 @@ class FaceTask(ZooModule):
         warmup_epochs: float = 1.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)  # the data logs an image_size too, which may be None here
         if task not in EVERY_TASK:
             raise ZooError(f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)}")
         if mode not in ("finetune", "frozen"):
