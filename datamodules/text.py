@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.errors import ZooError
-from zoo.nn.text import require
+from zoo.nn.text import text_packages
 from zoo.paths import cache_dir
 
 PYTHON_DOCS = "python-docs"
@@ -173,7 +173,8 @@ class Documents:
             raise ZooError(f"Cannot read {file}: {' '.join(str(error).split())[:200]}.") from error
 
     def _hub(self) -> Iterator[tuple[str, str | None]]:
-        datasets = require("datasets")
+        with text_packages():
+            import datasets
         name, _, config = self.root.partition(":")
         try:
             stream = datasets.load_dataset(name, config or None, split="train", streaming=True)

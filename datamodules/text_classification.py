@@ -17,7 +17,7 @@ from datamodules.text import PYTHON_DOCS, OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_pretraining import labelled_docstrings
 from zoo.errors import ZooError, did_you_mean
-from zoo.nn.text import encode_texts, load_tokenizer, require
+from zoo.nn.text import encode_texts, load_tokenizer, text_packages
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,8 @@ class TextClassificationDataModule(TextDataModule):
         return examples
 
     def _hub(self, task: GlueTask, part: str) -> list[Example]:
-        datasets = require("datasets")
+        with text_packages():
+            import datasets
         name = _HUB_NAMES.get(self.hparams.task, self.hparams.task)
         split = "train" if part == "train" else ("validation_matched" if name == "mnli" else "validation")
         try:

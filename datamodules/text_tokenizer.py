@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from zoo.errors import ZooError
-from zoo.nn.text import bert_tokenizer, require
+from zoo.nn.text import bert_tokenizer, text_packages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,8 +27,8 @@ def train_tokenizer(
             RoBERTa (<s> <pad> </s> <unk> <mask>).
         lowercase: wordpiece only: lower-case and strip accents.
     """
-    require("tokenizers")
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    with text_packages():
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     if vocab_size < 300:
         raise ZooError(f"A vocabulary needs at least 300 tokens to hold the letters, not {vocab_size}.")

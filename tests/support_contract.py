@@ -32,8 +32,11 @@ from support_steps import Draws, Steps, batch_size, fit_steps, fixed_data, split
 from zoo.callbacks.resumable import ResumableCheckpoint
 from zoo.cli.run import main
 from zoo.errors import ZooError
+from zoo.fsdp import register_fsdp2
 from zoo.recipes import find_recipe
+from zoo.strategies import ZooDDP
 
+register_fsdp2()
 EPOCHS, BATCHES = 2, 4
 KILL_AT = 7  # batches begun: in the middle of the second epoch, whose second batch is saved
 PRELOAD = ["zoo.cli.runner", "zoo.callbacks.probe_report", "zoo.tasks", "datamodules.images", "matplotlib.pyplot",
@@ -140,13 +143,31 @@ class Room:
         return fit_steps(module, data, **options)
 
     @cached_property
+    def val_batches(self) -> list[Any]:
+        """The first two validation batches as validation_step gets them; none where there is no validation."""
+        loader = self.ready.val_dataloader()
+        if loader is None or isinstance(loader, list | tuple):
+            return []
+        batches = []
+        for batch in itertools.islice(loader, 2):
+            batch = self.ready.on_before_batch_transfer(batch, 0)
+            batches.append(self.ready.on_after_batch_transfer(batch, 0))
+        return batches if len(batches) == 2 else []
+
+    @cached_property
+    def hold_batch_norm(self) -> bool:
+        """Whether batch norm has to stand still for two processes to equal one: unless it sees both their samples."""
+        module, _ = self.build()
+        return module.per_device_loss or not module.sync_batchnorm
+
+    @cached_property
     def ready(self) -> LightningDataModule:
         """The data module after its setup."""
         return self.loader()[0]
 
-    def two_processes(self, tapes: list[list[torch.Tensor]] | None) -> list[Steps]:
+    def two_processes(self, tapes: list[list[torch.Tensor]] | None, strategy: str | None = None) -> list[Steps]:
         """Every batch of `whole` shared by two processes; `tapes` are the draws of the whole batches, or of the parts
-        one after the other."""
+        one after the other. `strategy` is another than the recipe's."""
         module, _ = self.build()
         parts = list(zip(*(split_batch(self.ready, batch, 2) for batch in self.whole), strict=True))
         with socket.socket() as free:
@@ -156,7 +177,8 @@ class Room:
         for rank in range(2):
             path = self.folder / f"rank{rank}.pt"
             torch.save({"config": self.config, "batches": list(parts[rank]), "tapes": tapes,
-                        "per_device": module.per_device_loss}, path)  # fmt: skip
+                        "per_device": module.per_device_loss, "strategy": strategy,
+                        "hold": self.hold_batch_norm, "validate": self.val_batches[rank : rank + 1]}, path)  # fmt: skip
             jobs.append((_rank, rank, port, path))
         in_processes(jobs, self.folder)
         return [torch.load(self.folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
@@ -317,14 +339,15 @@ def _rank(rank: int, port: int, path: Path) -> None:
         return Draws(tapes[2 * index + rank]) if per_device else Draws(tapes[index], rank, 2)
 
     size = batch_size(given["batches"][0])
-    steps = fit_steps(module, fixed_data(data, given["batches"], size), replay=replay, hold_batch_norm=True,
-                      devices=2, strategy=_strategy(given["config"]))  # fmt: skip
+    steps = fit_steps(module, fixed_data(data, given["batches"], size), replay=replay, hold_batch_norm=given["hold"],
+                      val_batches=given["validate"] or None,
+                      devices=2, strategy=given["strategy"] or _strategy(given["config"]))  # fmt: skip
     torch.save(steps, path)
 
 
 def _strategy(config: dict[str, Any]) -> Any:
     chosen = (config.get("trainer") or {}).get("strategy", "auto")
-    return "ddp" if chosen == "auto" else chosen
+    return ZooDDP() if chosen in ("auto", "ddp") else chosen
 
 
 def _word(value: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HALF = (torch.float16, torch.bfloat16)
@@ -168,6 +169,32 @@ def _cut(batch: Any, size: int, part: int, parts: int) -> Any:
     return batch
 
 
+def replace_sample(batch: Any, size: int, place: int, by: int) -> Any:
+    """A batch of `size` samples in which sample `by` stands at `place` too."""
+    order = list(range(size))
+    order[place] = by
+    parts = [_cut(batch, size, index, size) for index in order]
+    return _joined(batch, parts, size)
+
+
+def _joined(batch: Any, parts: list[Any], size: int) -> Any:
+    if isinstance(batch, Tensor):
+        return torch.cat(parts) if batch.ndim and batch.shape[0] == size else batch
+    if isinstance(batch, Mapping):
+        joined = {key: _joined(value, [part[key] for part in parts], size) for key, value in batch.items()}
+        return joined if type(batch) is dict else type(batch)(joined)
+    if isinstance(batch, list | tuple):
+        if len(batch) == size and not any(isinstance(value, Tensor) and value.ndim for value in batch):
+            return type(batch)(entry for part in parts for entry in part)
+        values = [_joined(value, [part[i] for part in parts], size) for i, value in enumerate(batch)]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = [entry.name for entry in dataclasses.fields(batch)]
+        values = {name: _joined(getattr(batch, name), [getattr(part, name) for part in parts], size) for name in names}
+        return dataclasses.replace(batch, **values)
+    return batch
+
+
 class _Batches:
     """A loader; Lightning would take a list for several of them."""
 
@@ -206,6 +233,8 @@ class Steps:
         tapes: the random draws of each batch.
         half: what was computed in sixteen bits (`watch` only).
         state: the state dict after the last step.
+        forgotten: parameters that got a gradient, but that no optimiser has.
+        metrics: what validation logged, the last of each.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -214,6 +243,13 @@ class Steps:
     tapes: list[list[Tensor]] = field(default_factory=list)
     half: set[str] = field(default_factory=set)
     state: dict[str, Tensor] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor that FSDP2 has shared out among the devices, put together."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 class _Capture(Callback):
@@ -222,8 +258,11 @@ class _Capture(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         named = pl_module.named_parameters()
-        self.steps.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+        self.steps.gradients.append({name: _whole(p.grad).clone() for name, p in named if p.grad is not None})
         self.steps.rates.append([group["lr"] for group in optimizer.param_groups])
+        known = {id(p) for other in trainer.optimizers for group in other.param_groups for p in group["params"]}
+        named = pl_module.named_parameters()
+        self.steps.forgotten |= {name for name, p in named if p.grad is not None and id(p) not in known}
 
 
 def fit_steps(
@@ -234,6 +273,7 @@ def fit_steps(
     autocast: torch.dtype | None = None,
     watch: bool = False,
     hold_batch_norm: bool = False,
+    val_batches: list[Any] | None = None,
     **trainer: Any,
 ) -> Steps:
     """Trains for one epoch on the CPU and reports every step.
@@ -243,6 +283,7 @@ def fit_steps(
         autocast: run training_step under autocast to this type.
         watch: look for arithmetic of the loss in sixteen bits.
         hold_batch_norm: keep batch norm at its running statistics.
+        val_batches: validate on these after every second step.
         trainer: further arguments of the Trainer.
     """
     steps = Steps()
@@ -283,7 +324,12 @@ def fit_steps(
                                    enable_model_summary=False, callbacks=[_Capture(steps)])  # fmt: skip
     if hold_batch_norm:
         options["callbacks"].append(HoldBatchNorm())
-    Trainer(**options | trainer).fit(module, datamodule=data)
+    if val_batches is not None:
+        data.val_dataloader = lambda: _Batches(val_batches)  # type: ignore[method-assign]
+        options |= {"limit_val_batches": 1.0, "val_check_interval": 2}
+    fitted = Trainer(**options | trainer)
+    fitted.fit(module, datamodule=data)
     del module.training_step
+    steps.metrics = {name: float(value) for name, value in fitted.callback_metrics.items() if name.startswith("val/")}
     steps.state = {key: value.detach().clone() for key, value in module.state_dict().items()}
     return steps

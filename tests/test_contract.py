@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support_contract import KILL_AT, Room, checkpoint_difference, import_without, in_processes, printed
 from support_docs import check_command, documented_commands
-from support_steps import Draws, split_batch
+from support_steps import Draws, batch_size, replace_sample, split_batch
 
 import zoo
 from zoo import catalog
@@ -105,12 +105,15 @@ def same_draws(first: list[torch.Tensor], second: list[torch.Tensor]) -> list[tu
 def test_two_processes_equal_one(room):
     if room.build()[0].per_device_loss:
         halves = [half for batch in room.whole for half in split_batch(room.ready, batch, 2)]
-        one = room.steps(halves, hold_batch_norm=True, accumulate_grad_batches=2)
+        one = room.steps(halves, hold_batch_norm=room.hold_batch_norm, accumulate_grad_batches=2)
     else:
-        one = room.steps(room.whole, hold_batch_norm=True)
+        one = room.steps(room.whole, hold_batch_norm=room.hold_batch_norm)
     two, other = room.two_processes(one.tapes)
     assert not checkpoint_difference(two.state, other.state), "the two processes end with different weights"
+    unlike = {name for name, value in two.metrics.items() if value != other.metrics.get(name) and value == value}
+    assert not unlike, f"each process logs its own {', '.join(sorted(unlike))}: validation needs sync_dist=True"
     assert two.rates == one.rates
+    # The two validated on the way, the one did not: a validation that leaves a trace shows here.
     assert len(two.gradients) == len(one.gradients)
     for step, (mine, theirs) in enumerate(zip(one.gradients, two.gradients, strict=True)):
         assert set(mine) == set(theirs)
@@ -120,6 +123,20 @@ def test_two_processes_equal_one(room):
         worst = max(error, key=lambda name: error[name])
         # Rounding grows from step to step; what is wrong shows in the first.
         assert error[worst] < 1e-4 * 10**step, f"step {step}: the gradient of {worst} differs by {error[worst]:.2%}"
+
+
+def test_every_sample_and_every_parameter_counts(room):
+    whole = room.steps(room.whole[:1])
+    assert not whole.forgotten, f"no optimiser has {', '.join(sorted(whole.forgotten)[:5])}"
+    if hasattr(room.ready, "split_batch"):
+        return  # laid out otherwise: one cannot say here where a sample is
+    size = batch_size(room.whole[0])
+    for lost in (0, size // 2, size - 1):
+        other = replace_sample(room.whole[0], size, lost, (lost + 1) % size)
+        changed = room.steps([other], replay=lambda index: Draws(whole.tapes[index]))
+        assert changed.losses != whole.losses or checkpoint_difference(changed.gradients, whole.gradients), (
+            f"sample {lost} of {size} has no part in the step"
+        )
 
 
 def total(gradients: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -194,6 +194,64 @@ def test_a_killed_download_is_resumed_by_the_one_that_waited(tmp_path, cache):
     assert not list((cache / "partial").iterdir())
 
 
+def through(kind: str, url: str) -> tuple[dict[str, str], dict[str, str]]:
+    """A source that another client fetches from the local server, and the environment that it needs for that."""
+    if kind == "gdrive":  # gdown takes other links too
+        return {"kind": "gdrive", "url": url, "filename": "w.safetensors"}, {}
+    source = {"kind": "hf", "url": "owner/name", "revision": "b" * 40, "filename": "w.safetensors"}
+    return source, {"HF_ENDPOINT": url.rsplit("/", 2)[0], "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("kind", ["gdrive", "hf"])
+def test_a_killed_download_through_another_client_is_finished_by_the_next(tmp_path, cache, kind, pinned):
+    content = payload(size=1_000_000)
+    with serve(content) as server:
+        server.pause, server.headers, server.etag = 0.1, {"X-Repo-Commit": "b" * 40}, f'"{sha(content)}"'
+        source, environment = through(kind, server.url)
+        path = write_manifest(tmp_path, source=source, sha256=sha(content) if pinned else None)
+        first = start_fetch(path, **environment)
+        deadline = time.monotonic() + 60
+        while len(server.requests) < (2 if kind == "hf" else 1):  # the hub's client asks for the headers first
+            assert time.monotonic() < deadline, "the download did not start"
+            time.sleep(0.01)
+        time.sleep(0.8)  # of two seconds
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        assert nothing_cached(cache)
+        assert list((cache / "partial").iterdir()), "the kill left nothing to go on from: the test shows nothing"
+        server.pause = 0.0
+        (place,) = fetch_in_processes(path, 1, **environment)
+    assert Path(place).read_bytes() == content
+    assert not list((cache / "partial").iterdir())
+
+
+@pytest.mark.parametrize("left", ["start", "other", "all"])
+def test_what_a_killed_drive_download_left_is_used_if_it_fits(tmp_path, cache, left):
+    content, other = payload(1), payload(2)
+    with serve(content) as server:
+        manifest = read_manifest(write_manifest(tmp_path, source=through("gdrive", server.url)[0], sha256=sha(content)))
+        part = hub._partial("tiny", manifest.source)
+        half = content[: len(content) // 2]
+        part.with_name(f"{part.name}.gdriveabcdefgh.part").write_bytes({"start": half, "other": other[: len(half)]}.get(
+            left, content))  # fmt: skip
+        part.with_name(f"{part.name}.gdriveijklmnop.part").write_bytes(half[:10])
+        assert hub.fetch(manifest).read_bytes() == content
+        if left == "start":
+            assert f"bytes={len(half)}-" in server.requests
+    assert not list((cache / "partial").iterdir())
+
+
+def test_a_drive_download_outlives_a_dropped_connection(tmp_path, cache):
+    content = payload()
+    with serve(content) as server:
+        server.cuts = [600_000]
+        source, _ = through("gdrive", server.url)
+        assert hub.fetch(read_manifest(write_manifest(tmp_path, source=source))).read_bytes() == content
+        assert server.requests[1].startswith("bytes=")  # gdown keeps what it got in whole pieces
+        assert len(server.requests) == 2
+
+
 _AS_NOBODY = """
 import os, sys
 from pathlib import Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -146,6 +147,9 @@ def save_safetensors(state_dict: Mapping[str, Tensor], path: Path) -> None:
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state_dict.items()}
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)  # safetensors lets nobody but the owner read it
     except SafetensorError as error:
         code = re.search(r"os error (\d+)", str(error))
         raise OSError(int(code.group(1)) if code else 5, str(error), str(path)) from error

@@ -49,7 +49,7 @@ def download(source: Source, target: Path, *, pinned: bool, label: str) -> bool:
     if source.kind == "hf":
         _huggingface(source, target)
     elif source.kind == "gdrive":
-        _google_drive(str(source.url), target)
+        return _google_drive(str(source.url), target, pinned)
     else:
         raise ValueError(source.kind)
     return False
@@ -214,18 +214,30 @@ def _huggingface(source: Source, target: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def _google_drive(url: str, target: Path) -> None:
+def _google_drive(url: str, target: Path, pinned: bool) -> bool:
     import gdown
 
     where: dict[str, Any] = {"url": url} if "/" in url else {"id": url}
     staging = target.with_name(target.name + ".gdrive")
+    # What a killed or broken download left. gdown cannot tell whether it still belongs to the file; a hash can.
+    left = sorted(target.parent.glob(f"{staging.name}????????.part"), key=_size)
+    resumed = pinned and bool(left) and _size(left[-1]) > 0
+    for part in left[:-1] if resumed else left:
+        part.unlink()
     try:
-        got = gdown.download(output=str(staging), quiet=not os.isatty(2), use_cookies=False, timeout=TIMEOUT, **where)
+        got = gdown.download(
+            output=str(staging), quiet=not os.isatty(2), use_cookies=False, timeout=TIMEOUT, resume=resumed,
+            retries=ATTEMPTS - 1, **where,
+        )  # fmt: skip
     except Exception as error:
         staging.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
+        if resumed:  # perhaps what was left is more than there is: from the start, then
+            left[-1].unlink(missing_ok=True)
+            return _google_drive(url, target, pinned)
         raise DownloadError(f"Cannot download {url} from Google Drive: {_reason(error)}.") from error
     if got is None or not staging.is_file():
         raise DownloadError(f"Google Drive gave no file for {url}.")
     os.replace(staging, target)
+    return resumed

@@ -76,7 +76,8 @@ class ZooModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Lets `zoo.load(run_folder_or_ckpt)` find the class without the recipe.
-        checkpoint["zoo"] = {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
+        cls = own_class(self)
+        checkpoint["zoo"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._check_fit(checkpoint["state_dict"], "The weights of this checkpoint")
@@ -89,6 +90,11 @@ def _kind(tensor: Tensor) -> str:
     if tensor.is_floating_point():
         return "floating-point numbers"
     return "complex numbers" if tensor.is_complex() else "whole numbers"
+
+
+def own_class(module: nn.Module) -> type:
+    """The class that a module was written as: torch puts one of its own before it while FSDP2 shares it out."""
+    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed."))
 
 
 def import_class(class_path: str) -> type:

@@ -124,10 +124,10 @@ def clip_per_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> list
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return []
-    norms = torch._foreach_norm(grads)
+    norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in torch._foreach_norm(grads)]
     factors = [(max_norm / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(grads, factors)
-    return list(norms)
+    torch._foreach_mul_([grad.to_local() if hasattr(grad, "to_local") else grad for grad in grads], factors)
+    return norms
 
 
 def clip_gradients(

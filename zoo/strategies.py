@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from zoo.errors import ZooError
+from zoo.nn.batch_norm import SyncOnCPU
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it gives up."""
@@ -28,7 +28,7 @@ class ZooDDP(DDPStrategy):
 
     - `static_graph = True`: every step uses the same parameters in the same way, so DDP need look only once
       (not together with gradient accumulation, which it would break);
-    - `sync_batchnorm = True`: batch normalisation over all devices (on GPUs).
+    - `sync_batchnorm = True`: batch normalisation over all devices.
 
     Parameters that took no part in a loss are named in the error.
     """
@@ -46,20 +46,13 @@ class ZooDDP(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         module = self.lightning_module
-        if getattr(module, "sync_batchnorm", False) and self._layer_sync is None:
-            if self.root_device.type == "cpu":
-                rank_zero_warn("Batch normalisation is not synchronised: torch can do that on GPUs only.")
-            else:
-                self._layer_sync = TorchSyncBatchNorm()
+        synchronise_batch_norm(self)
         if getattr(module, "static_graph", False) and trainer.accumulate_grad_batches == 1:
             self._ddp_kwargs.setdefault("static_graph", not self._ddp_kwargs.get("find_unused_parameters", False))
         super().setup(trainer)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        # Lightning counts logged samples in integers: their mean over devices would be cut off where they are uneven.
-        if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
-            tensor = tensor.double()
-        return super().reduce(tensor, group, reduce_op)
+        return super().reduce(reduce_exactly(tensor, reduce_op), group, reduce_op)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -69,6 +62,21 @@ class ZooDDP(DDPStrategy):
                 raise
             assert self.lightning_module is not None
             raise ZooError(_unused_message(self.lightning_module)) from error
+
+
+def synchronise_batch_norm(strategy: ParallelStrategy) -> None:
+    """Converts the batch normalisation of a module that asks for it."""
+    module = strategy.lightning_module
+    if module is None or not getattr(module, "sync_batchnorm", False) or strategy._layer_sync is not None:
+        return
+    strategy._layer_sync = SyncOnCPU() if strategy.root_device.type == "cpu" else TorchSyncBatchNorm()
+
+
+def reduce_exactly(tensor: Any, reduce_op: Any) -> Any:
+    """Lightning counts logged samples in integers: their mean over devices would be cut off where they are uneven."""
+    if isinstance(tensor, torch.Tensor) and reduce_op in ("mean", "avg") and not tensor.is_floating_point():
+        return tensor.double()
+    return tensor
 
 
 def _unused_message(module: LightningModule) -> str:

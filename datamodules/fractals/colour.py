@@ -13,11 +13,10 @@ import numpy as np
 
 from datamodules.fractals.rendering import Mode, kernels
 from zoo.errors import ZooError
+from zoo.extras import imports_of
 
-try:
+with imports_of("fractals", why="fractals are coloured with OpenCV"):
     import cv2
-except ModuleNotFoundError as error:
-    raise ZooError('Fractals are coloured with OpenCV: pip install "pretraining-zoo[fractals]".') from error
 
 cv2.setNumThreads(0)  # these pictures are small, and loaders bring their own processes
 

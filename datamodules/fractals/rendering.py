@@ -14,13 +14,10 @@ import numpy as np
 
 from datamodules.fractals.systems import fixed_point, probabilities
 from zoo.errors import ZooError
+from zoo.extras import imports_of
 
-try:
+with imports_of("fractals", why="fractals are rendered with numba"):
     from datamodules.fractals import kernels
-except ModuleNotFoundError as error:
-    if error.name not in ("numba", "llvmlite"):
-        raise
-    raise ZooError('Fractals are rendered with numba: pip install "pretraining-zoo[fractals]".') from error
 
 Mode = Literal["fast", "exact"]
 STAMP_CELLS = np.stack(np.divmod(np.arange(9), 3), axis=1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import zoo
+from datamodules.clip2point.primitives import CLASSES, write_collection
 from zoo.errors import ZooError
 from zoo.papers.clip2point import CLIP, CLIP2Point, DualPathAdapter
 from zoo.papers.clip2point.clip import fill_prompts
@@ -243,6 +245,23 @@ def test_names_without_a_text_tower_have_fixed_vectors() -> None:
     assert torch.equal(first[0], second[1])
     assert not torch.equal(first[0], first[1])
     torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
+
+
+def test_a_clip_without_language_refuses_words_it_never_learned() -> None:
+    clip = CLIP(**TINY, text_depth=0, names=["chair", "cup"])
+    assert torch.equal(clip.encode_names(["cup"], learned=True), clip.encode_names(["cup"]))
+    clip.encode_names(["mug", "cup"])  # as fixed classes of a few-shot classifier any name will do
+    with pytest.raises(ZooError, match="'mug'; it knows chair, cup"):
+        clip.encode_names(["mug", "cup"], learned=True)
+
+
+def test_the_shipped_encoder_names_a_generated_shape(tmp_path: Path) -> None:
+    folder = write_collection(tmp_path / "shapes", {"train": 1, "test": 1}, 5)
+    model = zoo.load("clip2point-shapes")
+    right = 0
+    for name in CLASSES:
+        right += next(iter(model.classify(next((folder / name / "test").iterdir()), sorted(CLASSES)))) == name
+    assert right >= 10
 
 
 def test_training_starts_from_the_clip_unless_there_are_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,12 +218,14 @@ def _rank(rank: int, port: int, folder: Path) -> None:
 
 
 def _steps(rank: int, world: int) -> dict:
-    """Three steps of SwAV with a queue and of MoCo, batch norm held: gradients, queues, assignments."""
+    """Steps of SwAV with a queue and of MoCo, batch norm over all devices: gradients, queues, assignments."""
     out: dict = {"assigned": [], "grads": []}
     for cls in (SwAV, MoCo):
         torch.manual_seed(0)
         options = dict(hidden_dim=16, num_prototypes=12, queue_length=16) if cls is SwAV else dict(queue_length=24)
-        model = cls(**SMALL, embed_dim=8, **options).eval()
+        model = cls(**SMALL, embed_dim=8, **options).train()
+        if world > 1:
+            model.synchronise(on_cpu=True)
         for step in range(4):
             whole = crops(batch=8, seed=step)
             mine = [part[rank * 8 // world : (rank + 1) * 8 // world] for part in whole]
@@ -243,6 +245,7 @@ def _steps(rank: int, world: int) -> dict:
             if world > 1:
                 dist.all_reduce(grads)
             out["grads"].append(grads / world)
+        out[f"{cls.__name__} statistics"] = model.backbone.bn1.running_var
         out[cls.__name__] = model.queue.sort(dim=-1).values if cls is MoCo else model.queue.sort(dim=1).values
     return out
 
@@ -262,9 +265,10 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     two = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     for step, whole in enumerate(one["assigned"]):
         both = torch.cat([rank["assigned"][step] for rank in two])
-        torch.testing.assert_close(both, whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(both, whole, rtol=1e-4, atol=1e-5)
     for step, whole in enumerate(one["grads"]):
         torch.testing.assert_close(two[0]["grads"][step], whole, rtol=1e-4, atol=1e-5 * whole.abs().max().item())
     for name in ("SwAV", "MoCo"):
         torch.testing.assert_close(two[0][name], two[1][name], rtol=0, atol=0)
-        torch.testing.assert_close(two[0][name], one[name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(two[0][name], one[name], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(two[0][f"{name} statistics"], one[f"{name} statistics"])

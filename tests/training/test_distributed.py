@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-import yaml
+from support_processes import SMALL, assert_close, free_port, launch, logs, recipe_of, weights_of
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,56 +26,6 @@ from zoo.nn.contrastive import contrastive_loss
 from zoo.papers.droppos import DropPos
 from zoo.papers.droppos.masking import make_masks
 from zoo.strategies import ZooDDP
-
-SMALL = dict(image_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2, decoder_embed_dim=16, decoder_depth=1,
-             decoder_num_heads=2, mask_ratio=0.25)  # fmt: skip
-
-
-# ---------------------------------------------------------------------- processes
-
-
-def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, **environment: str) -> list[Any]:
-    """Runs `function(*arguments)` in `world` processes as torchrun would start them; returns exit codes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoo.cli.runner", "zoo.papers.droppos", "datamodules.droppos", "tensorboard"])
-    port = free_port()
-    processes = []
-    for rank in range(world):
-        variables = {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "x",
-            **environment,
-        }  # fmt: skip
-        variables = {key: value.format(rank=rank) for key, value in variables.items()}
-        log = folder / f"rank{rank}.log"
-        processes.append(context.Process(target=_in_process, args=(function, arguments, variables, log)))
-        processes[-1].start()
-    for process in processes:
-        process.join(120)
-        if process.is_alive():
-            process.kill()
-    return [process.exitcode for process in processes]
-
-
-def _in_process(function: Callable[..., Any], arguments: Any, variables: dict[str, str], log: Path) -> None:
-    os.environ.update(variables)
-    torch.set_num_threads(1)
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    function(*arguments)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def logs(folder: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(folder.glob("rank*.log")))
-
 
 # ---------------------------------------------------------------------- who gets which sample
 
@@ -114,36 +62,6 @@ def test_training_batches_of_many_devices_are_those_of_accumulation(world):
 
 
 # ---------------------------------------------------------------------- the same numbers
-
-
-def recipe_of(folder: Path, **trainer: Any) -> Path:
-    path = folder / "small.yaml"
-    content = {
-        "recipe": {"title": "small", "subcommand": "fit"},
-        "seed_everything": 3,
-        "trainer": {
-            "accelerator": "cpu", "precision": "64-true", "max_epochs": 1, "limit_val_batches": 0,
-            "enable_model_summary": False, "enable_progress_bar": False, "log_every_n_steps": 1, **trainer,
-        },
-        "model": {"class_path": "zoo.papers.droppos.DropPos", "init_args": {**SMALL, "warmup_epochs": 0.2}},
-        "data": {
-            "class_path": "datamodules.droppos.DropPosDataModule",
-            "init_args": {"root": "digits", "image_size": 16, "batch_size": 8, "num_workers": 0},
-        },
-    }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints" / "last.ckpt")["state_dict"]
-
-
-def assert_close(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert mine.keys() == theirs.keys()
-    for key in mine:
-        assert torch.allclose(mine[key], theirs[key], rtol=0, atol=1e-6), key
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -231,14 +149,25 @@ def test_droppos_can_take_its_loss_over_the_global_batch(tmp_path):
 # ---------------------------------------------------------------------- nodes, clusters, accidents
 
 
+def documented_torchrun(recipe: Path, where: str, run_dir: Path) -> str:
+    """The line of the README, for two nodes of one process each."""
+    page = Path(__file__).resolve().parents[2] / "README.md"
+    (line,) = re.findall(r"(?m)^ +(torchrun .*)$", page.read_text(encoding="utf-8"))
+    for written, meant in (("...", where), ("RECIPE", str(recipe)), (" 8", " 1")):
+        assert written in line
+        line = line.replace(written, meant)
+    return f"{line} --run-dir {run_dir}"
+
+
 def test_two_nodes_through_torchrun_and_slurm_from_the_same_file(tmp_path):
     recipe = recipe_of(tmp_path, num_nodes=2, devices=1, limit_train_batches=3)
-    port, command = free_port(), ["-m", "zoo.cli.run", "run", str(recipe), "--run-dir", str(tmp_path / "torchrun")]
+    port = free_port()
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(node),
-             "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port), *command],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            documented_torchrun(recipe, f"--node-rank {node} --master-addr 127.0.0.1 --master-port {port}",
+                                tmp_path / "torchrun"),
+            shell=True, executable="/bin/bash", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         )
         for node in range(2)
     ]  # fmt: skip
@@ -315,6 +244,49 @@ def test_two_killed_processes_resume_exactly(tmp_path):
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
 
 
+def test_a_signal_to_one_process_stops_all_in_the_same_step(tmp_path):
+    recipe = recipe_of(tmp_path, devices=2, strategy="ddp", limit_train_batches=40, max_epochs=2)
+    whole = ["run", str(recipe), "--run-dir", str(tmp_path / "whole")]
+    assert launch(main, 2, tmp_path / "log0", whole) == [0, 0], logs(tmp_path / "log0")
+    arguments = ["run", str(recipe), "--run-dir", str(tmp_path / "run")]
+    codes = launch(terminated, 2, tmp_path / "log1", arguments, 1)
+    assert codes == [143, 0], logs(tmp_path / "log1")
+    text = logs(tmp_path / "log1")
+    assert "everything is saved" in text
+    asked, steps = (sum(map(int, re.findall(rf"{word} (\d+)", text))) for word in ("asked", "steps"))
+    assert 0 < asked < steps / 2, text  # the device is not waited for in every step
+    assert launch(main, 2, tmp_path / "log2", [*arguments, "--resume"]) == [0, 0], logs(tmp_path / "log2")
+    assert all(torch.equal(a, weights_of(tmp_path / "whole")[key]) for key, a in weights_of(tmp_path / "run").items())
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def terminated(arguments: list[str], rank: int) -> None:
+    """One process alone gets SIGTERM in the 30th step. Prints how often the processes asked each other."""
+    import signal
+
+    from zoo.callbacks import resumable
+
+    step, mine = DropPos.training_step, int(os.environ["RANK"])
+    reduce, counts = torch.distributed.all_reduce, {"asked": 0, "steps": 0}
+    resumable._TALK_SECONDS = 0.3
+
+    def training_step(self, batch, batch_idx):
+        counts["steps"] += 1
+        if self.global_step == 30 and mine == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    def all_reduce(tensor, *args, **kwargs):
+        counts["asked"] += tensor.shape == (2,) and tensor.dtype == torch.int64
+        return reduce(tensor, *args, **kwargs)
+
+    DropPos.training_step, torch.distributed.all_reduce = training_step, all_reduce
+    try:
+        main(arguments)
+    finally:
+        print(f"asked {counts['asked']} steps {counts['steps']}", flush=True)
+
+
 def dying(arguments: list[str], rank: int) -> None:
     """One process is killed in the ninth step."""
     step, mine = DropPos.training_step, int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
@@ -372,6 +344,56 @@ class Counting(Pairs):
     def validation_step(self, batch, batch_idx):
         self.all_gather(torch.zeros(()))  # a collective call in every step: none may be missing
         self.log("mean", batch.mean(), sync_dist=True, batch_size=len(batch))
+
+
+class Normalised(L.LightningModule):
+    """Batch normalisation in one, two and three dimensions."""
+
+    def __init__(self, synchronised: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.sync_batchnorm = synchronised
+        self.net = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 4, 1),
+            nn.BatchNorm2d(4, momentum=None), nn.Unflatten(1, (4, 1)), nn.BatchNorm3d(4, affine=False),
+            nn.Flatten(), nn.Linear(16, 1),
+        )  # fmt: skip
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch + batch.square()).sub(batch.sum(1, keepdim=True)).square().mean()
+
+    def on_train_start(self):
+        self.kinds = [type(module).__name__ for module in self.modules() if "Norm" in type(module).__name__]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def fit_normalised(out: Path, world: int, batch_size: int, synchronised: bool, strategy: Any = None) -> None:
+    L.seed_everything(5)
+    module = Normalised(synchronised).double()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=world, strategy=strategy or (ZooDDP() if world > 1 else "auto"), max_epochs=1,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        precision="64-true",
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Rows(batch_size, num_workers=0))
+    kinds = [type(part).__name__ for part in module.modules() if "Norm" in type(part).__name__]
+    if trainer.is_global_zero:
+        torch.save({"state": module.state_dict(), "during": module.kinds, "after": kinds}, out)
+
+
+def test_batch_norm_is_synchronised_where_a_module_asks_and_only_there(tmp_path):
+    runs = {"one": (1, 16, True), "two": (2, 8, True), "plain": (2, 8, False)}
+    for name, options in runs.items():
+        codes = launch(fit_normalised, options[0], tmp_path / name, tmp_path / f"{name}.pt", *options)
+        assert codes == [0] * options[0], logs(tmp_path / name)
+    one, two, plain = (torch.load(tmp_path / f"{name}.pt") for name in runs)
+    assert two["during"] == ["CPUSyncBatchNorm"] * 3
+    assert one["during"] == plain["during"] == ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+    assert not any("Sync" in kind for kind in two["after"])
+    assert_close(two["state"], one["state"])
+    assert max((plain["state"][key] - one["state"][key]).abs().max() for key in one["state"]) > 1e-3
 
 
 class Uneven(Rows):

@@ -187,6 +187,31 @@ def test_sigterm_saves_and_says_how_to_go_on(recipe, whole, tmp_path):
     assert_same(folder, whole)
 
 
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=True).Reload()
+    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_every_event_once(recipe, whole, tmp_path):
+    folder = tmp_path / "run"
+    interrupt(recipe, folder, "epoch0000-batch000006.ckpt")
+    interrupt(recipe, folder, "epoch0002-batch000004.ckpt", signal.SIGKILL, "--resume")
+    # What the killed run still logged after its last checkpoint.
+    from torch.utils.tensorboard import SummaryWriter
+
+    logged = torch.load(folder / "checkpoints" / "last.ckpt")["zoo_resume"]["logged_steps"]
+    with SummaryWriter(folder) as stale:
+        stale.add_scalar("train/loss", 1e9, logged)
+    assert (logged, 1e9) in [(step, round(value)) for step, value in events(folder)["train/loss"]]
+    assert run(recipe, folder, "--resume") == 0
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 4
+    assert events(folder) == events(whole)
+    assert len(events(whole)["train/loss"]) == 30
+
+
 def test_validation_within_an_epoch(recipe, tmp_path):
     """Resumed right after a validation, and from where a whole epoch's mean is in the making."""
     more = ("--trainer.check_val_every_n_epoch", "1", "--trainer.val_check_interval", "4", "--trainer.max_epochs", "2")

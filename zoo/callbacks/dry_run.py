@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from typing import Any
@@ -19,11 +18,17 @@ from zoo.module import count_parameters
 class DryRun(Callback):
     """Times the second of two training batches and projects the run's length from it.
 
-    `max_epochs` is the recipe's; the trainer itself is in fast_dev_run and knows only one.
+    `max_epochs`, `max_steps` and `limit_train_batches` are the recipe's; the trainer itself is in fast_dev_run and
+    knows only one.
     """
 
-    def __init__(self, max_epochs: int | None = None) -> None:
-        self.max_epochs = max_epochs
+    def __init__(
+        self,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        limit_train_batches: int | float | None = None,
+    ) -> None:
+        self.max_epochs, self.max_steps, self.limit_train_batches = max_epochs, max_steps, limit_train_batches
         self.step_seconds: list[float] = []
         self._started = 0.0
 
@@ -55,15 +60,29 @@ class DryRun(Callback):
         table.add_row("process memory, peak", f"{peak:.2f} GiB")
         if self.step_seconds:
             seconds = self.step_seconds[-1]
-            batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-            per_rank = math.ceil(batches / trainer.world_size)
             table.add_row("step", f"{seconds:.3f} s (forward, backward, update; data loading not counted)")
-            where = "on this device" if trainer.world_size == 1 else f"on {trainer.world_size} devices"
-            table.add_row("epoch", f"{batches} batches, about {_duration(seconds * per_rank)} {where}")
-            if self.max_epochs and self.max_epochs > 0:
-                whole = seconds * per_rank * self.max_epochs
+            where = "on this device" if trainer.world_size == 1 else f"on each of {trainer.world_size} devices"
+            batches = self._batches(trainer)
+            if batches is not None:
+                table.add_row("epoch", f"{batches} batches {where}, about {_duration(seconds * batches)}")
+            if self.max_steps and self.max_steps > 0:
+                whole = seconds * self.max_steps * trainer.accumulate_grad_batches
+                table.add_row("whole run", f"{self.max_steps} steps, about {_duration(whole)}")
+            elif batches is not None and self.max_epochs and self.max_epochs > 0:
+                whole = seconds * batches * self.max_epochs
                 table.add_row("whole run", f"{self.max_epochs} epochs, about {_duration(whole)}")
         Console().print(table)
+
+    def _batches(self, trainer: Trainer) -> int | None:
+        """Training batches of an epoch on this device; None for data without a length."""
+        try:
+            batches = len(trainer.train_dataloader)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+        limit = self.limit_train_batches
+        if limit is None:
+            return batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _duration(seconds: float) -> str:

@@ -59,7 +59,7 @@ def first_bad_module(trainer: Trainer, module: LightningModule, batch: Any, batc
         if name:
             hooks.append(child.register_forward_hook(hook(name)))
     try:
-        with _untouched(module), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with untouched(module), torch.no_grad(), trainer.precision_plugin.forward_context():
             seed_batch(trainer, STEP, batch_idx)
             module.training_step(batch, batch_idx)
     except Exception as error:  # the search must not hide the fault
@@ -71,7 +71,7 @@ def first_bad_module(trainer: Trainer, module: LightningModule, batch: Any, batc
 
 
 @contextmanager
-def _untouched(module: LightningModule) -> Iterator[None]:
+def untouched(module: LightningModule) -> Iterator[None]:
     """Buffers, metrics and logs stay as they are."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     metrics = {name: {**state, "state": _copied(state["state"])} for name, state in _metric_states(module).items()}

@@ -8,7 +8,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from zoo.callbacks.folder import run_folder
+from zoo.callbacks.modes import evaluating
 from zoo.errors import ZooError
+from zoo.seeding import keep_draws
 
 
 class Figures(Callback):
@@ -31,7 +33,7 @@ class Figures(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx == 0:
+        if batch_idx == dataloader_idx == 0:
             self._batch = batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,11 +51,8 @@ class Figures(Callback):
 
         folder = run_folder(trainer) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        was_training = pl_module.training
-        pl_module.eval()
-        with torch.no_grad():
+        with evaluating(pl_module), keep_draws(), torch.no_grad():
             figures = pl_module.figures(self._batch)
-        pl_module.train(was_training)
         for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             for logger in trainer.loggers:

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from zoo.callbacks.fault import describe, keep_batch, size_of
@@ -32,7 +34,7 @@ class NonFiniteGuard(Callback):
 
     Args:
         on_nonfinite: "stop" with an error; "skip" the step and go on; "rollback" weights and optimiser to the last
-            snapshot (kept in main memory) and go on with the next batch.
+            snapshot (kept in main memory; a resumed run begins with a new one) and go on with the next batch.
         patience: so many faults in a row stop the run in any case.
         max_batch_mb: keep at most so many megabytes of a batch (its first samples).
         max_batches: keep at most so many batches a run.
@@ -94,6 +96,8 @@ class NonFiniteGuard(Callback):
         if trainer.world_size > 1:
             torch.distributed.all_reduce(checks, op=torch.distributed.ReduceOp.MIN)
         grads_fine, loss_fine = (bool(check) for check in checks.tolist())
+        if scaler is not None and _optimizer_handles_unscaling(optimizer):
+            norm = norm / scaler._get_scale_async()  # else the gradients are unscaled already
         values = {"train/grad_norm": norm}
         if grads_fine and loss_fine:
             self._in_a_row = 0
@@ -118,9 +122,11 @@ class NonFiniteGuard(Callback):
         bad = [entry for entry in group if not bool(entry[2].isfinite().all())]
         index, batch, loss = (bad or group or [last])[0]
         # Every device goes the same way here: the repeated pass may hold collective calls.
+        folder = Path(trainer.strategy.broadcast(str(run_folder(trainer))))
         replay = batch is not None and not isinstance(trainer.strategy, ModelParallelStrategy)
+        replay = trainer.strategy.reduce_boolean_decision(replay, all=True)
         report = describe(trainer, pl_module, batch if replay else None, index, loss)
-        where = self._keep(trainer, batch, index, report)
+        where = self._keep(trainer, folder, batch, index, report)
         text = f"{report} {where}".strip()
         if self.on_nonfinite == "stop" or self._in_a_row >= self.patience:
             why = f" {self._in_a_row} steps in a row." if self._in_a_row > 1 else ""
@@ -134,12 +140,12 @@ class NonFiniteGuard(Callback):
             rank_zero_warn(f"Back to the weights of step {self._snapshot['step']}.")
             _go_back(trainer, pl_module, self._snapshot)
 
-    def _keep(self, trainer: Trainer, batch: Any, index: int, report: str) -> str:
+    def _keep(self, trainer: Trainer, folder: Path, batch: Any, index: int, report: str) -> str:
         if batch is None or self._kept >= self.max_batches:
             return ""
         self._kept += 1
         name = f"step{trainer.global_step:08d}-rank{trainer.global_rank}.pt"
-        path = Path(trainer.strategy.broadcast(str(run_folder(trainer)))) / "nonfinite" / name
+        path = folder / "nonfinite" / name
         content = {"batch_idx": index, "epoch": trainer.current_epoch, "report": report}
         try:
             keep_batch(batch, path, content, int(self.max_batch_mb * 2**20))
@@ -176,6 +182,8 @@ def _go_back(trainer: Trainer, module: LightningModule, snapshot: dict[str, Any]
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, DTensor):
+        return value.detach().clone()  # shared out: it stays where its mesh is
     if isinstance(value, Tensor):
         return value.detach().cpu().clone()
     if isinstance(value, dict):

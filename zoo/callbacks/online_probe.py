@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from zoo.callbacks.modes import evaluating
 from zoo.errors import ZooError
 from zoo.seeding import keep_draws
 from zoo.tasks.probes import every_sample, extract_features, knn_accuracy, linear_probe_accuracy
@@ -14,7 +15,7 @@ class OnlineProbe(Callback):
     """Logs `probe/knn_acc` and `probe/linear_acc` of the frozen features when epochs end.
 
     The data module gives the images with `labelled_dataloaders() -> (train, held out)`. The first device probes, the
-    others wait. The weights are those of training, not an EMA's.
+    others wait, ten minutes at most (`zoo.strategies.TIMEOUT`). The weights are those of training, not an EMA's.
 
     Args:
         every_n_epochs: probe after every so many epochs.
@@ -45,14 +46,10 @@ class OnlineProbe(Callback):
             with trainer.precision_plugin.forward_context():
                 return pl_module(data.on_after_batch_transfer((images, None), 0)[0])
 
-        modes = [(module, module.training) for module in pl_module.modules()]
-        pl_module.eval()
-        with keep_draws(), every_sample(data):
+        with evaluating(pl_module), keep_draws(), every_sample(data):
             train, held_out = (
                 extract_features(features, loader, pl_module.device) for loader in data.labelled_dataloaders()
             )
-        for module, training in modes:
-            module.training = training
         scores = {}
         if self.knn_k:
             scores["probe/knn_acc"] = knn_accuracy(train, held_out, self.knn_k)

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.callbacks.folder import run_folder
+from zoo.callbacks.modes import evaluating
 from zoo.errors import ZooError
+from zoo.seeding import keep_draws
 from zoo.tasks.probes import every_sample, extract_features, knn_accuracy, linear_probe_accuracy
 
 
@@ -63,11 +65,10 @@ class ProbeReport(Callback):
         rows += [_Row(name, after[name], self._before[name], "same network untrained") for name in after]
         self._print(rows)
         path = run_folder(trainer) / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n", encoding="utf-8")
 
     def _probe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        was_training = pl_module.training
-        pl_module.eval()
         device = pl_module.device
 
         def features(images: torch.Tensor) -> torch.Tensor:
@@ -75,10 +76,9 @@ class ProbeReport(Callback):
             return pl_module(images)
 
         # Probing must not change what training draws afterwards.
-        with torch.random.fork_rng(), every_sample(trainer.datamodule):  # type: ignore[attr-defined]
+        with evaluating(pl_module), keep_draws(), every_sample(trainer.datamodule):  # type: ignore[attr-defined]
             train, held_out = trainer.datamodule.labelled_dataloaders()  # type: ignore[attr-defined]
             train_set, test_set = (extract_features(features, loader, device) for loader in (train, held_out))
-        pl_module.train(was_training)
         return {
             f"k-NN accuracy (k = {self.knn_k})": knn_accuracy(train_set, test_set, k=self.knn_k),
             "linear probe accuracy": linear_probe_accuracy(train_set, test_set),

@@ -15,6 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -24,6 +25,7 @@ from zoo.loggers import MetricsCSV
 
 KEY = "zoo_resume"
 _GO_ON, _SAVE, _STOP, _REQUEUE = range(4)
+_TALK_SECONDS, _LONGEST_PAUSE = 2.0, 200  # between two agreements; batches
 
 
 class Stopped(SIGTERMException):
@@ -38,7 +40,8 @@ class ResumableCheckpoint(Checkpoint):
     hard link to the newest.
 
     SIGTERM saves and ends the run with exit code 143. Under SLURM, the requeue signal (`#SBATCH --signal=SIGUSR1@120`)
-    saves, asks SLURM to queue the job again and ends.
+    saves, asks SLURM to queue the job again and ends. Several devices tell each other of signals and clocks every two
+    seconds or so, and act in the same step; to whichever of them a signal came, all of them stop.
 
     Args:
         folder: where; None is `checkpoints` in the run folder.
@@ -64,6 +67,9 @@ class ResumableCheckpoint(Checkpoint):
         self._saving = False
         self._resumed: dict[str, Any] | None = None
         self._signal = _GO_ON
+        self._agreed = _GO_ON
+        self._countdown = 0  # batches until the devices talk again
+        self._batches, self._talked_at = 0, time.monotonic()  # of the stretch since they last did
 
     # ------------------------------------------------------------------ saving
 
@@ -74,28 +80,41 @@ class ResumableCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         wish = self._wish(trainer, batch_idx)
-        if wish == _GO_ON:
+        if wish == _GO_ON or batch_idx % trainer.accumulate_grad_batches:
             return
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            if batch_idx == 0 or loop_state.resumes_within_epochs(trainer):
-                self._save(trainer)
-            if wish >= _STOP:
-                self._end(trainer, requeue=wish == _REQUEUE)
+        self._agreed = _GO_ON
+        if batch_idx == 0 or loop_state.resumes_within_epochs(trainer):
+            self._save(trainer)
+        if wish >= _STOP:
+            self._end(trainer, requeue=wish == _REQUEUE)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
 
     def _wish(self, trainer: Trainer, batch_idx: int) -> int:
-        wish = self._signal
-        if wish == _GO_ON and batch_idx > 0:
-            minutes = (time.monotonic() - self._saved_at) / 60
-            due = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-            if due or (self.every_minutes and minutes >= self.every_minutes):
-                wish = _SAVE
-        if trainer.world_size > 1:  # clocks and signals differ between processes: the first decides
-            agreed = torch.tensor(wish, device=trainer.strategy.root_device)
-            torch.distributed.broadcast(agreed, src=0)
-            wish = int(agreed)
+        """What to do before this batch: the same on every device."""
+        by_clock = self.every_minutes and (time.monotonic() - self._saved_at) / 60 >= self.every_minutes
+        mine = max(self._signal, _SAVE if by_clock and batch_idx else _GO_ON)
+        if trainer.world_size == 1:
+            self._agreed = mine
+        elif self._agreed < _STOP:
+            self._agreed = max(self._agreed, self._agree(trainer, mine))
+        due = self.every_n_steps and batch_idx and trainer.global_step % self.every_n_steps == 0
+        return max(self._agreed, _SAVE if due else _GO_ON)  # steps are counted alike everywhere
+
+    def _agree(self, trainer: Trainer, mine: int) -> int:
+        """The highest wish of all devices. To ask is to wait for the device, so it is done every few batches only."""
+        self._batches += 1
+        if self._countdown > 0:
+            self._countdown -= 1
+            return _GO_ON
+        seconds = (time.monotonic() - self._talked_at) / self._batches
+        pause = min(_LONGEST_PAUSE, int(_TALK_SECONDS / max(seconds, 1e-6)))
+        votes = torch.tensor([mine, -pause], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+        wish, pause = votes.tolist()
+        self._countdown = -pause
+        self._batches, self._talked_at = 0, time.monotonic()
         return wish
 
     def _save(self, trainer: Trainer) -> None:
@@ -124,6 +143,9 @@ class ResumableCheckpoint(Checkpoint):
         checkpoint[KEY]["rows"] = {
             index: logger.flush() for index, logger in enumerate(trainer.loggers) if isinstance(logger, MetricsCSV)
         }
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):  # it keeps two minutes of events to itself
+                logger.experiment.flush()
         if not checkpoint[KEY]["batch"]:
             checkpoint["epoch"] = checkpoint[KEY]["epoch"] - 1  # the last one that is done
 
@@ -148,7 +170,8 @@ class ResumableCheckpoint(Checkpoint):
                 )
             loop_state.restore(trainer, pl_module, self._resumed)
             self._resumed = None
-        self._saved_at = time.monotonic()
+        self._saved_at = self._talked_at = time.monotonic()
+        self._countdown = self._batches = 0
         self._listen(trainer)
 
     # ------------------------------------------------------------------ signals

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from zoo.errors import ZooError
+from zoo.extras import imports_of
 
 
 def write_submission(model: str, root: Path, output: Path, split: str, batch_size: int) -> str:
@@ -16,12 +17,8 @@ def write_submission(model: str, root: Path, output: Path, split: str, batch_siz
 
     Scenes are named by number there, so their files must be (`123.csv`); `ZooError` names one that is not.
     """
-    try:
+    with imports_of("driving", why="a submission is an HDF5 file, written with h5py"):
         import h5py
-    except ImportError:
-        raise ZooError(
-            'A submission is an HDF5 file, which needs h5py: pip install "pretraining-zoo[driving]".'
-        ) from None
     from datamodules.trajectory_mae import DrivingDataModule
     from zoo.loading import load
 

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.callbacks.dry_run import DryRun
@@ -28,10 +28,13 @@ from zoo.checkpoint_files import read_checkpoint
 from zoo.checkpoint_io import AtomicCheckpointIO
 from zoo.cli.run import new_run_dir, take_value
 from zoo.errors import ZooError
+from zoo.fsdp import register_fsdp2
 from zoo.loggers import MetricsCSV
 from zoo.precision import choose_precision, find_device
 from zoo.resume import Resume
 from zoo.strategies import ZooDDP, peer_lost
+
+register_fsdp2()
 
 # Lightning's hints that a user of a recipe can do nothing about.
 _NOISE = (
@@ -90,6 +93,10 @@ class RecipeCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy) is DDPStrategy:
             ZooDDP.upgrade(trainer.strategy)
+        elif type(trainer.strategy) is ModelParallelStrategy:
+            raise ZooError(
+                "Lightning's ModelParallelStrategy shares nothing out by itself: use --trainer.strategy fsdp2."
+            )
         return trainer
 
 
@@ -141,7 +148,9 @@ def execute(
             auto_configure_optimizers=False,
         )
         if dry is not None:
-            dry.max_epochs = cli.config.trainer.max_epochs
+            chosen = cli.config.trainer
+            dry.max_epochs, dry.max_steps = chosen.max_epochs, chosen.max_steps
+            dry.limit_train_batches = chosen.limit_train_batches
         _go(cli, folder, dry_run, checkpoint)
     except Stopped:
         _say_stopped(folder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.extras import imports_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,23 +30,9 @@ _NAMES = {  # the same five roles under BERT's and RoBERTa's names
 }
 
 
-def require(package: str) -> Any:
-    """Imports a package of the `text` extra; a `ZooError` names the extra where it is missing."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ZooError(f"Text needs the package {package}: pip install 'pretraining-zoo[text]'.") from error
-
-
-@contextmanager
-def text_packages() -> Iterator[None]:
+def text_packages() -> AbstractContextManager[None]:
     """Turns the failed import of a package of the `text` extra into a `ZooError` that names the extra."""
-    try:
-        yield
-    except ImportError as error:
-        raise ZooError(f"Text models need more packages: pip install 'pretraining-zoo[text]' ({error}).") from error
+    return imports_of("text", why="text is handled with transformers, tokenizers and datasets")
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def _find_tokenizer(source: str | Path) -> Tokenizer:
-    tokenizers = require("tokenizers")
+    with text_packages():
+        import tokenizers
     text = str(source)
     if text.startswith(_PACKED):
         try:
@@ -116,7 +104,8 @@ def _find_tokenizer(source: str | Path) -> Tokenizer:
 
 def bert_tokenizer(vocab: Mapping[str, int], lowercase: bool = True) -> Tokenizer:
     """BERT's WordPiece over `vocab` (token to id): lower-cased, no accents, split on CJK, [CLS] a [SEP] b [SEP]."""
-    tokenizers = require("tokenizers")
+    with text_packages():
+        import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = tokenizers.Tokenizer(models.WordPiece(dict(vocab), unk_token="[UNK]", max_input_chars_per_word=200))
@@ -130,7 +119,8 @@ def bert_tokenizer(vocab: Mapping[str, int], lowercase: bool = True) -> Tokenize
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
-    tokenizers = require("tokenizers")
+    with text_packages():
+        import tokenizers
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":

@@ -9,7 +9,7 @@ from lightning import LightningModule
 
 from zoo.errors import ZooError
 from zoo.loading import build, load
-from zoo.module import ZooModule
+from zoo.module import ZooModule, own_class
 
 
 def start_model(backbone: str | dict[str, Any], pretrained: bool = True) -> ZooModule:
@@ -33,7 +33,8 @@ def _start_model(backbone: str | dict[str, Any], pretrained: bool) -> ZooModule:
 def describe_model(model: ZooModule) -> dict[str, Any]:
     """What `start_model` rebuilds `model` from."""
     init_args = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
-    return {"class_path": f"{type(model).__module__}.{type(model).__qualname__}", "init_args": init_args}
+    cls = own_class(model)
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
 
 
 def image_size_of(model: ZooModule) -> int | None:

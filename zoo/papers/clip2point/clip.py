@@ -36,6 +36,7 @@ class CLIP(ZooModule):
         image_size, patch_size, width, depth, num_heads: the image tower.
         dim: width of the shared space.
         text_width, text_depth, text_heads, context_length, vocab_size: the text tower.
+        names: without a text tower, the class names whose vectors pictures were trained to meet; training fills it in.
         lr, weight_decay, warmup_epochs: AdamW and a cosine schedule, for training the image tower.
     """
 
@@ -52,6 +53,7 @@ class CLIP(ZooModule):
         text_heads: int = 8,
         context_length: int = 77,
         vocab_size: int = 49408,
+        names: list[str] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         warmup_epochs: float = 2.0,
@@ -103,9 +105,20 @@ class CLIP(ZooModule):
             raise ZooError(f"This text tower knows {self.hparams.vocab_size} tokens, CLIP's tokenizer gives more.")
         return F.normalize(self.text(tokens.to(self.device)).float(), dim=-1)
 
-    def encode_names(self, names: Sequence[str], prompt: str = PROMPT) -> Tensor:
-        """Class names to (C, dim) features of length 1, through `prompt` ("{}" stands for the name)."""
+    def encode_names(self, names: Sequence[str], prompt: str = PROMPT, learned: bool = False) -> Tensor:
+        """Class names to (C, dim) features of length 1, through `prompt` ("{}" stands for the name).
+
+        With `learned`, for zero-shot use: `ZooError` for a name that a CLIP without a text tower cannot know.
+        """
+        known = self.hparams.names
+        strange = [name for name in names if name.strip() not in known] if known and self.text is None else []
+        if learned and strange:
+            raise ZooError(f"This small CLIP knows no word {strange[0]!r}; it knows {', '.join(known)}.")
         return self.encode_text(fill_prompts(names, prompt))
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.hparams["names"] = list(self.trainer.datamodule.prompt_names)  # type: ignore[attr-defined]
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Pictures against the text features of all classes; only the image tower and the scale learn."""

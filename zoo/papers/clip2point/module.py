@@ -206,7 +206,7 @@ class CLIP2Point(ZooModule):
         fill_prompts(labels)
         points = self.preprocess(shapes)
         if text_features is None:
-            text_features = self._text_tower().encode_names(labels, prompt or self.hparams.prompt)
+            text_features = self._text_tower().encode_names(labels, prompt or self.hparams.prompt, True)
         upright = self.hparams.upright if upright is None else upright
         render = DepthRenderer(views, self.hparams.image_size, self.hparams.radius, upright).to(self.device)
         logits = zero_shot_logits(self.encode_views(points.to(self.device), render), text_features.to(self.device))

@@ -9,7 +9,9 @@ Shape letters: B clouds, V views, N points, S picture side in pixels, R = B * V 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import torch
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -23,6 +25,7 @@ RADIUS = 0.02
 BRIGHTEST = 200 / 255
 """Upper end of the grey values of points; pixels that no point hits are 1 (white)."""
 
+T = TypeVar("T")
 _NOTHING = torch.iinfo(torch.int64).max
 _CPU_POINTS = 1 << 15  # points splatted together: their working set stays in a core's cache
 _GPU_POINTS = 1 << 23  # likewise, for bounded memory: about 100 bytes a point and 8 a pixel
@@ -73,13 +76,35 @@ def rasterize(seen: Tensor, image_size: int, radius: float = RADIUS) -> Raster:
     """
     if seen.ndim != 3 or seen.shape[-1] != 3:
         raise ValueError(f"rasterize takes (R, N, 3), not {tuple(seen.shape)}")
-    budget = _CPU_POINTS if seen.device.type == "cpu" else _GPU_POINTS
-    parts = seen.float().split(max(1, budget // max(1, seen.shape[1])))
-    rasters = [_rasterize(part, image_size, radius) for part in parts]
+    rasters = _in_parts(seen, lambda part: _rasterize(part, image_size, radius))
     return Raster(*(torch.cat(field) for field in zip(*rasters, strict=True)))
 
 
+def _in_parts(seen: Tensor, work: Callable[[Tensor], T]) -> list[T]:
+    """`work` on parts of the maps (R, N, 3), small enough for a core's cache, or for bounded memory on a GPU."""
+    on_cpu = seen.device.type == "cpu"
+    parts = seen.float().split(max(1, (_CPU_POINTS if on_cpu else _GPU_POINTS) // max(1, seen.shape[1])))
+    threads = min(torch.get_num_threads(), len(parts)) if on_cpu else 1
+    if threads == 1:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool:  # torch's own threads do not help with tensors as small as a part's
+        return list(pool.map(work, parts))
+
+
+@torch.no_grad()  # of each thread by itself
 def _rasterize(seen: Tensor, size: int, radius: float) -> Raster:
+    nearest = _nearest(seen, size, radius)
+    index = torch.where(nearest == _NOTHING, -1, nearest & 0xFFFFFFFF).int()
+    return Raster(index, _depth(nearest))
+
+
+def _depth(nearest: Tensor) -> Tensor:
+    depth = (nearest >> 32).int().view(torch.float32)
+    return torch.where(nearest == _NOTHING, -1.0, depth)
+
+
+def _nearest(seen: Tensor, size: int, radius: float) -> Tensor:
+    """(R, N, 3) to (R, S, S) int64: bits of the depth, then the point's index; `_NOTHING` where there is none."""
     rows, count, _ = seen.shape
     x, y, z = seen.unbind(-1)
     visible = (z >= 0) & torch.isfinite(seen).all(-1)
@@ -96,11 +121,7 @@ def _rasterize(seen: Tensor, size: int, radius: float) -> Raster:
         for column, dx2 in columns:
             pixel = torch.where(dx2 + dy2 < radius * radius, line * size + column, size * size)
             nearest.scatter_reduce_(1, pixel, key, "amin")
-    nearest = nearest[:, :-1].view(rows, size, size)
-    empty = nearest == _NOTHING
-    index = torch.where(empty, -1, nearest & 0xFFFFFFFF).int()
-    depth = (nearest >> 32).int().view(torch.float32)
-    return Raster(index, torch.where(empty, -1.0, depth))
+    return nearest[:, :-1].view(rows, size, size)
 
 
 def _window(at: Tensor, size: int, radius: float) -> list[tuple[Tensor, Tensor]]:
@@ -196,10 +217,12 @@ class DepthRenderer(nn.Module):
         exact = torch.autocast(points.device.type, enabled=False)
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()), exact:
             seen = view_points(points.float(), elev, azim, dist, self.upright)
-            raster = rasterize(seen.flatten(0, 1), self.image_size, self.radius)
-            depth = raster.depth
-            if self.differentiable:
-                index = raster.index.flatten(1).long()
-                z = seen[..., 2].flatten(0, 1).gather(1, index.clamp(min=0)).view_as(depth)
-                depth = torch.where(raster.index >= 0, z, -1.0)
-            return normalize_depth(depth).unflatten(0, seen.shape[:2])
+            if not self.differentiable:
+                return torch.cat(_in_parts(seen.flatten(0, 1), self._grey)).unflatten(0, seen.shape[:2])
+            index = rasterize(seen.flatten(0, 1), self.image_size, self.radius).index.long()
+            z = seen[..., 2].flatten(0, 1).gather(1, index.flatten(1).clamp(min=0)).view_as(index)
+            return normalize_depth(torch.where(index >= 0, z, -1.0)).unflatten(0, seen.shape[:2])
+
+    @torch.no_grad()
+    def _grey(self, seen: Tensor) -> Tensor:
+        return normalize_depth(_depth(_nearest(seen, self.image_size, self.radius)))

@@ -65,7 +65,7 @@ class ZeroShot(ZooModule):
 
     def setup(self, stage: str) -> None:
         names = self.trainer.datamodule.prompt_names  # type: ignore[attr-defined]
-        self.text_features = load_clip(self.hparams.clip).encode_names(names, self.hparams.prompt)
+        self.text_features = load_clip(self.hparams.clip).encode_names(names, self.hparams.prompt, True)
         self.accuracy = MulticlassAccuracy(len(names), average="micro")
         self.class_accuracy = MulticlassAccuracy(len(names), average="macro")
 

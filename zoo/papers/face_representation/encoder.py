@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.module import ZooModule
+from zoo.nn.batch_norm import CPUSyncBatchNorm
 from zoo.nn.images import preprocess_images
 from zoo.papers.face_representation.network import build_resnet, pyramid
 
@@ -56,24 +56,34 @@ class FaceEncoder(ZooModule):
     # ------------------------------------------------------------------ shared by the training of all three
 
     def setup(self, stage: str) -> None:
-        world = self.trainer.world_size
-        size = self.hparams.sync_bn_group
+        world, size = self.trainer.world_size, self.hparams.sync_bn_group
         if stage != "fit" or world == 1 or not size:
             return
-        if self.device.type == "cpu" and self.trainer.strategy.root_device.type == "cpu":
-            rank_zero_warn("Batch normalisation is not synchronised: torch can do that on GPUs only.")
-            return
-        if world % size and world > size:
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if world > size and on_cpu:
+            raise ZooError(
+                f"On CPUs batch norm is shared by all processes: set sync_bn_group to {world}, or to 0 for none."
+            )
+        if world > size and world % size:
             raise ZooError(f"sync_bn_group {size} does not divide the {world} devices: take a divisor, or 0 for none.")
-        group = None  # all devices
-        if world > size:
-            for first in range(0, world, size):
-                # Every process takes part in making every group.
-                made = dist.new_group(list(range(first, first + size)))
-                if first <= self.trainer.global_rank < first + size:
-                    group = made
+        self.synchronise(self._group_of(size) if world > size else None, on_cpu)
+
+    def _group_of(self, size: int) -> Any:
+        """The process group of `size` devices that this one belongs to."""
+        mine = None
+        for first in range(0, self.trainer.world_size, size):
+            made = dist.new_group(list(range(first, first + size)))  # every process takes part in making every group
+            if first <= self.trainer.global_rank < first + size:
+                mine = made
+        return mine
+
+    def synchronise(self, group: Any = None, on_cpu: bool = False) -> None:
+        """Batch norm over the devices of `group`, or over all of them. torch's own wants GPUs; on CPUs ours stands in."""
         for name, child in list(self.named_children()):
             setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child, group))
+        for part in self.modules():
+            if on_cpu and type(part) is nn.SyncBatchNorm:
+                part.__class__ = CPUSyncBatchNorm
 
     def _log_step(self, stage: str, values: dict[str, Tensor], batch_size: int) -> None:
         validating = stage == "val"

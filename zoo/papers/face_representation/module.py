@@ -44,7 +44,7 @@ class SwAV(FaceEncoder):
         warmup_start, final: rates at the start and at the end as shares of the full one.
         warmup_epochs, momentum, weight_decay, trust: the schedule, SGD and LARC.
         exclude_norm_bias: leave norm layers and biases out of weight decay and LARC; the official code does not.
-        sync_bn_group: devices that share the statistics of batch norm (on GPUs); 0 for each its own.
+        sync_bn_group: devices that share the statistics of batch norm; 0 for each its own.
         channels_last: memory layout of the convolutions.
         compile: run the backbone through torch.compile.
     """
