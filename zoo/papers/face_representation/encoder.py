@@ -78,7 +78,7 @@ class FaceEncoder(ZooModule):
         return mine
 
     def synchronise(self, group: Any = None, on_cpu: bool = False) -> None:
-        """Batch norm over the devices of `group`, or over all of them. torch's own wants GPUs; on CPUs ours stands in."""
+        """Batch norm over the devices of `group`, or over all; on CPUs a plain version stands in for torch's."""
         for name, child in list(self.named_children()):
             setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child, group))
         for part in self.modules():
