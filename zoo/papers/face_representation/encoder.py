@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
@@ -59,14 +60,27 @@ class FaceEncoder(ZooModule):
         world, size = self.trainer.world_size, self.hparams.sync_bn_group
         if stage != "fit" or world == 1 or not size:
             return
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if world > size and on_cpu:
-            raise ZooError(
-                f"On CPUs batch norm is shared by all processes: set sync_bn_group to {world}, or to 0 for none."
-            )
+        if self._on_cpu():
+            if world > size:
+                raise ZooError(
+                    f"On CPUs all processes share batch norm: set sync_bn_group to {world}, or to 0 for none."
+                )
+            return  # DDP refuses synchronised layers on CPUs: they come after it
         if world > size and world % size:
             raise ZooError(f"sync_bn_group {size} does not divide the {world} devices: take a divisor, or 0 for none.")
-        self.synchronise(self._group_of(size) if world > size else None, on_cpu)
+        self.synchronise(self._group_of(size) if world > size else None)
+
+    def on_train_start(self) -> None:
+        if self._on_cpu() and self.trainer.world_size > 1 and self.hparams.sync_bn_group:
+            self.synchronise(on_cpu=True)
+
+    def on_train_end(self) -> None:
+        # What comes after training may run on one device alone.
+        for name, child in list(self.named_children()):
+            setattr(self, name, TorchSyncBatchNorm().revert(child))
+
+    def _on_cpu(self) -> bool:
+        return self.trainer.strategy.root_device.type == "cpu"
 
     def _group_of(self, size: int) -> Any:
         """The process group of `size` devices that this one belongs to."""
