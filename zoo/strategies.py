@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 
 from zoo.errors import ZooError
-from zoo.nn.batch_norm import SyncOnCPU
+from zoo.nn.batch_norm import layer_sync
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others before it gives up."""
@@ -69,7 +68,7 @@ def synchronise_batch_norm(strategy: ParallelStrategy) -> None:
     module = strategy.lightning_module
     if module is None or not getattr(module, "sync_batchnorm", False) or strategy._layer_sync is not None:
         return
-    strategy._layer_sync = SyncOnCPU() if strategy.root_device.type == "cpu" else TorchSyncBatchNorm()
+    strategy._layer_sync = layer_sync(module, strategy.root_device)
 
 
 def reduce_exactly(tensor: Any, reduce_op: Any) -> Any:

@@ -15,9 +15,10 @@ from zoo.module import count_parameters
 from zoo.nn.patches3d import patchify_3d, sincos_positions_3d, unpatchify_3d
 from zoo.optim import capped_cosine_factor
 from zoo.papers.bm_mae import BMMAE, weights
+from zoo.papers.bm_mae.attention import dropout_attention, serves
 from zoo.papers.bm_mae.downstream import Segmenter
 from zoo.papers.bm_mae.masking import draw_masks, draw_shares, masks_from, num_visible, redraw_shares
-from zoo.papers.bm_mae.network import MODALITIES, MultimodalViT
+from zoo.papers.bm_mae.network import MODALITIES, Attention, MultimodalViT
 
 TINY = dict(image_size=16, patch_size=4, embed_dim=24, depth=3, num_heads=2, mlp_dim=32, decoder_embed_dim=12,
             decoder_depth=1, decoder_num_heads=2, decoder_mlp_dim=16, decoder_dropout=0.0)  # fmt: skip
@@ -253,6 +254,45 @@ def test_segmenter_is_monais_unetr_where_that_exists():
     with torch.no_grad():
         expected = theirs(torch.cat([data["t1"], data["flair"]], dim=1))
         torch.testing.assert_close(ours(data), expected, rtol=0, atol=1e-5)
+
+
+def test_attention_with_dropout_for_cpus():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 33, 8, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3))
+
+    def again(*tensors: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return dropout_attention(*tensors, 0.3)
+
+    # v = identity shows the probabilities themselves: dropped or scaled up, at random, anew for each head and subject.
+    eye = torch.eye(33, dtype=torch.float64).expand(2, 3, 33, 33)
+    probabilities = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1)
+    found = again(q, k, eye)
+    kept = found != 0
+    torch.testing.assert_close(found, torch.where(kept, probabilities / 0.7, 0.0), rtol=1e-4, atol=0)
+    assert abs(float(kept.double().mean()) - 0.7) < 0.02
+    assert not torch.equal(kept[0, 0], kept[0, 1])
+    assert not torch.equal(kept[0, 0], kept[1, 0])
+    torch.testing.assert_close(again(q, k, v), found.detach() @ v)
+    small = [tensor[:, :, :5, :3].detach().clone().requires_grad_() for tensor in (q, k, v)]
+    assert torch.autograd.gradcheck(again, small)
+    # And it is what the decoder uses where it serves.
+    block = Attention(24, 3, dropout=0.3)
+    assert serves(q, 0.3)
+    assert not serves(q, 0.0)
+    assert not serves(q.bfloat16(), 0.3)
+    assert "DropoutAttention" in str(_ancestors(block(torch.randn(1, 7, 24))))
+    assert "DropoutAttention" not in str(_ancestors(block.eval()(torch.randn(1, 7, 24))))
+
+
+def _ancestors(tensor: torch.Tensor) -> set[str]:
+    found, todo = set(), [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return {node.name() for node in found}
 
 
 # ---------------------------------------------------------------------- reconstruction

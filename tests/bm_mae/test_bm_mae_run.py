@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
+from itertools import chain, combinations
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scipy import stats
 
 import zoo
 from datamodules.brain_cohort import write_cohort
+from datamodules.brain_table import TumourTableDataModule
+from datamodules.brain_tumour import TumourDataModule
+from zoo.callbacks.quiet import quiet_trainer
 from zoo.cli.app import main as zoo_main
 from zoo.cli.run import main as run_main
 from zoo.errors import ZooError
@@ -102,6 +109,80 @@ def test_segmentation_of_a_subset_and_its_masks(tmp_path, cohort, pretrained, ca
         zoo_main(["segment", str(out), str(cohort / "BraTS2021_00001"), "-o", str(tmp_path / "masks")])
     assert stop.value.code == 2
     assert "exists already" in capsys.readouterr().err
+
+
+SUBSETS = list(chain.from_iterable(combinations(("t1", "t1ce", "t2", "flair"), count) for count in range(1, 5)))
+
+
+@pytest.mark.parametrize("subset", SUBSETS, ids="+".join)
+def test_every_subset_is_fine_tuned_from_one_checkpoint(subset, cohort, pretrained):
+    """All three tasks; the data follows the model, whatever the order in which the sequences are named."""
+    named, few = list(reversed(subset)), dict(image_size=16, num_workers=0, batch_size=2, augment=False)
+    table = dict(table=str(cohort / "subjects.csv"), folds=2) | few
+    jobs = [
+        (VolumeSegmentation(pretrained, named, inference="crop", hd95="never"),
+         TumourDataModule(str(cohort), segmentation=True, val_fraction=0.3, **few), (3, 16, 16, 16)),
+        (VolumeClassification(pretrained, named), TumourTableDataModule(str(cohort), label="IDH", **table), ()),
+        (VolumeSurvival(pretrained, named, bins=3),
+         TumourTableDataModule(str(cohort), time="time", event="event", bins=3, **table), (3,)),
+    ]  # fmt: skip
+    for task, data, shape in jobs:
+        before = {name: value.clone() for name, value in task.network.state_dict().items()}
+        trainer = quiet_trainer(max_epochs=1, limit_train_batches=1, accelerator="cpu")
+        trainer.fit(task, data)
+        assert task.modalities == list(data.rules.modalities) == list(subset)
+        moved = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+        assert {f"encoder.tokenizers.{name}.patch_embedding.patch_embeddings.weight" for name in subset} < moved
+        assert not any("position_embeddings" in name for name in moved)
+        batch = next(iter(data.val_dataloader()))
+        assert set(task.volumes(batch)) == set(subset) == set(batch) & set(SUBSETS[-1])
+        with torch.no_grad():
+            task.eval()
+            found = task(task.volumes(batch)) if len(shape) > 1 else task.predict_step(batch, 0)
+        assert found.shape[1:] == shape
+        assert found.isfinite().all()
+
+
+def test_segmentations_are_compared_subject_by_subject(tmp_path, cohort, pretrained, capsys):
+    runs = []
+    for name, scratch in (("ours", "false"), ("scratch", "true")):
+        out = run("finetune_segmentation_official", tmp_path / name, "--data.root", str(cohort), "--model.backbone",
+                  pretrained, "--model.from_scratch", scratch, "--trainer.max_epochs", "1",
+                  "--model.modalities", "[t1]", "--data.val_fraction", "0.4")  # fmt: skip
+        runs.append(out)
+    rows = list(csv.DictReader((runs[0] / "predictions.csv").open()))
+    assert len({row["subject"] for row in rows}) == len(rows) == 3
+    assert {"dice_tc", "dice_wt", "dice_et", "hd95_wt"} < set(rows[0])
+    for out, values in zip(runs, ((0.5, 0.6, 0.7, 0.8, 0.9), (0.4, 0.4, 0.6, 0.5, "nan")), strict=True):
+        lines = [f"s{index},{value},nan" for index, value in enumerate(values)]
+        (out / "predictions.csv").write_text("\n".join(["subject,dice_wt,dice_et", *lines]) + "\n")
+    capsys.readouterr()
+    zoo_main(["compare", str(runs[0]), str(runs[1])])
+    shown = capsys.readouterr().out
+    expected = stats.wilcoxon([0.1, 0.2, 0.1, 0.3]).pvalue
+    assert f"{expected:.3g}" in shown
+    assert "0.650 +- 0.112" in shown  # over the four subjects that both scored
+    assert "dice_et" not in shown
+    (runs[1] / "predictions.csv").write_text("subject,dice_wt\nother,0.5\n")
+    for second, message in ((runs[1], "held out different subjects"), (tmp_path, "Cannot read")):
+        with pytest.raises(SystemExit) as stop:
+            zoo_main(["compare", str(runs[0]), str(second)])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_pretraining_on_a_subset(tmp_path, cohort):
+    """What the paper compares with: a pre-training for one subset of the sequences. The others are nobody's."""
+    out = run("pretrain_brats2021", tmp_path / "run", "--data.root", str(cohort), "--data.modalities", "[t1,flair]",
+              "--data.cache", "none", "--data.cache_dir", "null", "--data.batch_size", "2", "--trainer.max_epochs", "1",
+              "--trainer.check_val_every_n_epoch", "1",
+              *(f"--model.{name}={value}" for name, value in TINY.items()))  # fmt: skip
+    header, *values = (out / "metrics.csv").read_text().splitlines()
+    last = dict(zip(header.split(","), values[-1].split(","), strict=True))
+    assert float(last["val/t1_loss"]) > 0
+    assert float(last["val/t2_loss"]) == 0
+    assert (out / "figures" / "masked.png").is_file()
+    assert (out / "figures" / "withheld.png").is_file()
 
 
 def test_classification_folds(tmp_path, cohort, pretrained, capsys):
@@ -195,6 +276,16 @@ def test_reconstruct_overlays_its_source(tmp_path, cohort, pretrained, capsys):
     with pytest.raises(SystemExit):
         zoo_main(["reconstruct", pretrained, str(subject), "-o", str(tmp_path / "x")])
     assert "all four sequences are there" in capsys.readouterr().err
+    # Of several subjects, those that lack nothing are passed over.
+    several = shutil.copytree(cohort, tmp_path / "several")
+    with pytest.raises(SystemExit):
+        zoo_main(["reconstruct", pretrained, str(several), "-o", str(tmp_path / "y")])
+    assert "No subject lacks a sequence" in capsys.readouterr().err
+    (several / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz").unlink()
+    zoo_main(["reconstruct", pretrained, str(several), "-o", str(tmp_path / "y")])
+    shown = capsys.readouterr()
+    assert shown.out.startswith("flair\t")
+    assert shown.err.count("nothing is missing") == 7
 
 
 def test_preprocess_takes_folders_files_and_paths(cohort, pretrained):

@@ -117,6 +117,32 @@ def test_two_files_for_one_place(own):
         find_subjects(own)
 
 
+def test_the_misnamed_segmentation_of_brats_2020_is_found(own):
+    """Subject 355's is called W39_1998.09.19_Segm.nii there."""
+    folder = own / "BraTS2021_00001"
+    file(own, 1, "seg").rename(folder / "W39_1998.09.19_Segm.nii.gz")
+    subjects, strays = find_subjects(own)
+    assert not strays
+    assert subjects[1].seg == folder / "W39_1998.09.19_Segm.nii.gz"
+    item = TumourDataset(scan(own, Rules(size=16, seg=True)).subjects, Rules(size=16, seg=True))[1]
+    assert item["seg"][1].any()
+    # Nothing is guessed where it could belong to another subject, or where there are two.
+    shutil.copy(file(own, 0, "t1"), folder / "BraTS2021_99999_t1.nii.gz")
+    assert [path.name for path in find_subjects(own)[1]] == ["W39_1998.09.19_Segm.nii.gz"]
+    (folder / "BraTS2021_99999_t1.nii.gz").unlink()
+    shutil.copy(folder / "W39_1998.09.19_Segm.nii.gz", folder / "W40_Segm.nii.gz")
+    assert len(find_subjects(own)[1]) == 2
+
+
+def test_a_plain_loop_over_a_dataset_ends(cohort):
+    module = data(cohort, on_bad_subject="skip")
+    module.setup()
+    for dataset in (module.train_data, module.val_data, module.train_dataloader().dataset):
+        assert sum(1 for _ in dataset) == len(dataset)
+    with pytest.raises(IndexError):
+        module.val_data[len(module.val_data)]
+
+
 def test_folders_without_mri(tmp_path):
     with pytest.raises(ZooError, match="There is no folder"):
         find_subjects(tmp_path / "nowhere")

@@ -14,7 +14,9 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from support_processes import SMALL, assert_close, free_port, launch, logs, recipe_of, weights_of
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,6 +24,7 @@ from datamodules.base import ZooDataModule
 from datamodules.sampling import EvalBatches, TrainBatches
 from zoo.cli.run import main
 from zoo.errors import ZooError
+from zoo.nn.batch_norm import SyncOnCPU, layer_sync
 from zoo.nn.contrastive import contrastive_loss
 from zoo.papers.droppos import DropPos
 from zoo.papers.droppos.masking import make_masks
@@ -66,9 +69,11 @@ def test_training_batches_of_many_devices_are_those_of_accumulation(world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_recipe_on_many_processes_equals_one_that_accumulates(world, tmp_path):
-    """Ten steps of the whole of DropPos from the command line: data, augmentation, masks, schedule, optimiser."""
+    """Ten steps of the whole of DropPos from the command line: data, augmentation, masks, schedule, optimiser; and what
+    watches them changes nothing."""
     steps = ("--trainer.limit_train_batches", str(10 * world), "--trainer.accumulate_grad_batches", str(world))
-    recipe = recipe_of(tmp_path)
+    watchers = ("throughput.Throughput", "nonfinite.NonFiniteGuard")
+    recipe = recipe_of(tmp_path, callbacks=[{"class_path": f"zoo.callbacks.{name}"} for name in watchers])
     one = ["run", str(recipe), "--run-dir", str(tmp_path / "one"), *steps]
     assert launch(main, 1, tmp_path / "log1", one) == [0]
     many = ["run", str(recipe), "--run-dir", str(tmp_path / "many"), "--trainer.devices", str(world),
@@ -363,7 +368,7 @@ class Normalised(L.LightningModule):
         return self.net(batch + batch.square()).sub(batch.sum(1, keepdim=True)).square().mean()
 
     def on_train_start(self):
-        self.kinds = [type(module).__name__ for module in self.modules() if "Norm" in type(module).__name__]
+        self.kinds = [type(module).__name__ for module in self.modules() if "BatchNorm" in type(module).__name__]
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05)
@@ -378,7 +383,7 @@ def fit_normalised(out: Path, world: int, batch_size: int, synchronised: bool, s
         precision="64-true",
     )  # fmt: skip
     trainer.fit(module, datamodule=Rows(batch_size, num_workers=0))
-    kinds = [type(part).__name__ for part in module.modules() if "Norm" in type(part).__name__]
+    kinds = [type(part).__name__ for part in module.modules() if "BatchNorm" in type(part).__name__]
     if trainer.is_global_zero:
         torch.save({"state": module.state_dict(), "during": module.kinds, "after": kinds}, out)
 
@@ -389,11 +394,19 @@ def test_batch_norm_is_synchronised_where_a_module_asks_and_only_there(tmp_path)
         codes = launch(fit_normalised, options[0], tmp_path / name, tmp_path / f"{name}.pt", *options)
         assert codes == [0] * options[0], logs(tmp_path / name)
     one, two, plain = (torch.load(tmp_path / f"{name}.pt") for name in runs)
-    assert two["during"] == ["CPUSyncBatchNorm"] * 3
+    assert two["during"] == ["SynchronisedBatchNorm1d", "SynchronisedBatchNorm2d", "SynchronisedBatchNorm3d"]
     assert one["during"] == plain["during"] == ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
-    assert not any("Sync" in kind for kind in two["after"])
+    assert two["after"] == one["during"]
     assert_close(two["state"], one["state"])
     assert max((plain["state"][key] - one["state"][key]).abs().max() for key in one["state"]) > 1e-3
+
+
+def test_batch_norm_that_does_more_is_not_synchronised():
+    plain, more = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(BatchNormAct2d(3))
+    assert isinstance(layer_sync(plain, torch.device("cpu")), SyncOnCPU)
+    assert isinstance(layer_sync(plain, torch.device("cuda", 0)), TorchSyncBatchNorm)
+    with pytest.raises(ZooError, match=r"0 \(BatchNormAct2d\) is no plain batch norm"):
+        layer_sync(more, torch.device("cpu"))
 
 
 class Uneven(Rows):

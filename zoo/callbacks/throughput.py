@@ -77,9 +77,6 @@ class Throughput(ThroughputMonitor):
 
 def flops_of_step(trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> int | None:
     """Floating-point operations of one forward and backward pass; None if the step gives no loss."""
-    grads = [(p, p.grad) for p in module.parameters()]
-    for parameter, _ in grads:
-        parameter.grad = None
     losses: list[Tensor | None] = []
 
     def step() -> None:
@@ -90,16 +87,19 @@ def flops_of_step(trainer: Trainer, module: LightningModule, batch: Any, batch_i
                 out = module.training_step(batch, batch_idx)
         loss = out.get("loss") if isinstance(out, dict) else out
         losses.append(loss)
-        if loss is not None:
+        if loss is None:
+            return
+        if isinstance(module, FSDPModule):
             loss.backward()
+        else:  # without touching gradients: DDP's hooks on them would take this for the run's first step
+            trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            torch.autograd.grad(loss, trained, allow_unused=True)
 
-    try:
-        with keep_draws(), untouched(module):
-            seed_batch(trainer, STEP, batch_idx)
-            flops = count_flops(step)
-    finally:
-        for parameter, grad in grads:
-            parameter.grad = grad
+    with keep_draws(), untouched(module):
+        seed_batch(trainer, STEP, batch_idx)
+        flops = count_flops(step)
+    if isinstance(module, FSDPModule):
+        module.zero_grad()
     return None if losses[0] is None else flops
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
-from zoo.cli import driving, faces, folds, volumes
+from zoo.cli import compare, driving, faces, folds, volumes
 from zoo.cli.fractals import fractals
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
@@ -277,6 +277,7 @@ def export(
 app.command("reconstruct", epilog=_examples("zoo reconstruct bm-mae-vitb BraTS2021_00000 -o predicted --from t1ce,t2"))(
     volumes.reconstruct
 )
+app.command("compare", epilog=_examples("zoo compare runs/pretrained runs/from_scratch"))(compare.compare)
 app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold2 -o curves.png"))(folds.folds)
 app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)

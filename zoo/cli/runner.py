@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -76,6 +76,7 @@ class RecipeCLI(LightningCLI):
             for callback in added
             if type(callback) not in own
             and not (isinstance(callback, ProgressBar) and chosen.enable_progress_bar is False)
+            and not (isinstance(callback, Checkpoint) and chosen.enable_checkpointing is False)
         ]
         if chosen.default_root_dir is None:
             kwargs["default_root_dir"] = self.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,18 +47,23 @@ def reconstruct(
     if not hasattr(model, "reconstruct"):
         raise ZooError(f"{type(model).__name__} does not reconstruct sequences: give a pre-training model.")
     model = model.to(pick_device(device))
-    subjects, _ = find_subjects(subject_dir)
-    for subject in (subject for subject in subjects if subject.sequences):
+    subjects = [subject for subject in find_subjects(subject_dir)[0] if subject.sequences]
+    complete = 0
+    for subject in subjects:
         there = [key for key in SEQUENCES if key in subject.sequences and (given is None or key in given)]
         if not there:
             raise ZooError(f"{subject.id}: there is none of {', '.join(given or SEQUENCES)}.")
         predict = wanted if wanted is not None else [key for key in SEQUENCES if key not in there]
         predict = [key for key in predict if key not in there]
         if not predict:
-            raise ZooError(
-                f"{subject.id}: all four sequences are there; say which to predict from the others: --sequences t1 "
-                "--from t1ce,t2,flair."
+            complete += 1
+            if complete < len(subjects):
+                print(f"{subject.id}: nothing is missing", file=sys.stderr)
+                continue
+            which = (
+                f"{subject.id}: all four sequences are there" if len(subjects) == 1 else "No subject lacks a sequence"
             )
+            raise ZooError(f"{which}; say which to predict from the others: --sequences t1 --from t1ce,t2,flair.")
         paths = {key: output / subject.id / f"{subject.id}_{key}_reconstructed.nii.gz" for key in predict}
         _refuse_existing(paths.values(), force)
         for key, file in _reconstruct(model, subject, there, predict, paths, pad).items():

@@ -264,7 +264,7 @@ def write_nifti(path: Path, volume: Tensor, affine: Any, dtype: Any = np.float32
         if isinstance(header, nib.Nifti1Header):
             image.header.set_xyzt_units(*header.get_xyzt_units())
             image.set_sform(image.affine, int(header["sform_code"]) or 1)
-            image.set_qform(image.affine, int(header["qform_code"]) or 1)
+            image.set_qform(image.affine, int(header["qform_code"]))  # 0 stays 0: a qform cannot hold every affine
     suffix = ".nii.gz" if str(path).endswith(".gz") else ".nii"
     new = path.with_name(f".{path.name.removesuffix(suffix)}.new{suffix}")
     try:

@@ -32,6 +32,7 @@ _NAMES = (
 )  # fmt: skip
 _VISIT = {"brats": re.compile(r"$^"), "brats-gli": re.compile(r"-\d{3}$"), "upenn": re.compile(r"_\d{2}$")}
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_MISNAMED = re.compile(r"[_-]segm?\.nii(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass
@@ -80,6 +81,9 @@ def parse_name(file: str | Path) -> tuple[str, str, str] | None:
 def group_files(files: Iterable[Path]) -> tuple[list[Subject], list[Path]]:
     """Subjects sorted by id, and the NIfTI files that no convention knows.
 
+    One such file is taken all the same: the only `..._Segm` or `..._seg` beside the files of a subject that lacks its
+    segmentation. BraTS 2020 has one (subject 355: `W39_1998.09.19_Segm.nii`).
+
     Raises `ZooError` where two files claim the same place of a subject.
     """
     subjects: dict[str, Subject] = {}
@@ -108,9 +112,29 @@ def group_files(files: Iterable[Path]) -> tuple[list[Subject], list[Path]]:
     for name, file in approximate.items():
         subject = subjects.setdefault(name, Subject(name, "upenn"))
         subject.seg = subject.seg or file
+    strays = _adopt(subjects.values(), strays)
     for subject in subjects.values():
         subject.sequences = {name: subject.sequences[name] for name in SEQUENCES if name in subject.sequences}
     return [subjects[name] for name in sorted(subjects)], strays
+
+
+def _adopt(subjects: Iterable[Subject], strays: list[Path]) -> list[Path]:
+    """Gives misnamed segmentations to the subjects in whose folders they lie; returns the strays that are left."""
+    inhabitants: dict[Path, list[Subject]] = {}
+    for subject in subjects:
+        for folder in {path.parent for path in subject.sequences.values()}:
+            inhabitants.setdefault(folder, []).append(subject)
+    masks: dict[Path, list[Path]] = {}
+    for file in strays:
+        if _MISNAMED.search(file.name):
+            masks.setdefault(file.parent, []).append(file)
+    taken = set()
+    for folder, files in masks.items():
+        living = inhabitants.get(folder, [])
+        if len(files) == len(living) == 1 and living[0].seg is None:
+            living[0].seg = files[0]
+            taken.add(files[0])
+    return [file for file in strays if file not in taken]
 
 
 def find_subjects(root: str | Path) -> tuple[list[Subject], list[Path]]:

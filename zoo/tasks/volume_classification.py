@@ -13,48 +13,17 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from zoo.errors import ZooError
 from zoo.nn.survival import concordance, logistic_hazard_nll, risk_score, survival_curve
-from zoo.tasks.volumes import VolumeTask, check_modalities, gather_rows
+from zoo.tasks.volumes import RowsTask, check_modalities
 
 
-class _Rows(VolumeTask):
-    """Keeps one row a held-out subject of the last evaluation in `predictions`, for tables and pictures."""
+class _Logits(RowsTask):
+    """What the tasks with one row of logits a subject share."""
 
     head = "output_layer"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.predictions: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []
 
     def forward(self, volumes: Mapping[str, Tensor]) -> Tensor:
         """{sequence: (B, 1, S, S, S)} to logits (B, outputs)."""
         return self.network(volumes)
-
-    def on_validation_epoch_start(self) -> None:
-        self._rows = []
-
-    def on_test_epoch_start(self) -> None:
-        self._rows = []
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def on_validation_epoch_end(self) -> None:
-        self.predictions = gather_rows(self._rows)
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.predictions = gather_rows(self._rows)
-        self._report("test")
-
-    def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
-        raise NotImplementedError
-
-    def _report(self, stage: str) -> None:
-        raise NotImplementedError
 
     def _needs(self, batch: Mapping[str, Any], *keys: str) -> None:
         for key in keys:
@@ -62,7 +31,7 @@ class _Rows(VolumeTask):
                 raise ZooError(f"The data gives no {key}: use a table of subjects (datamodules.brain_table).")
 
 
-class VolumeClassification(_Rows):
+class VolumeClassification(_Logits):
     """A yes-or-no question about a subject: subtype, IDH, MGMT, TERT. Logit of class 1 against class 0.
 
     Args:
@@ -120,7 +89,7 @@ class VolumeClassification(_Rows):
             metric.reset()
 
 
-class VolumeSurvival(_Rows):
+class VolumeSurvival(_Logits):
     """Discrete-time survival with logistic hazard; a subject's risk is the sum of the logits over the bins.
 
     Args:

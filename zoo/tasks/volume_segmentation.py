@@ -12,10 +12,10 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.extras import require
 from zoo.nn.mri import REGIONS
-from zoo.tasks.volumes import VolumeTask, check_modalities
+from zoo.tasks.volumes import RowsTask, check_modalities
 
 
-class VolumeSegmentation(VolumeTask):
+class VolumeSegmentation(RowsTask):
     """Fine-tunes a segmentation network: Dice and cross-entropy on three overlapping channels.
 
     Args:
@@ -109,26 +109,18 @@ class VolumeSegmentation(VolumeTask):
         self.log("train/loss", loss.detach(), batch_size=len(batch["seg"]))
         return loss
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
     def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
         target = self._target(batch)
         logits = self(self.volumes(batch)).float()
         self.log(f"{stage}/loss", self.criterion(logits, target), sync_dist=True, batch_size=len(target))
         predicted = (logits.sigmoid() > 0.5).float()
-        self.dice(y_pred=predicted, y=target)
+        scores = {"dice": self.dice(y_pred=predicted, y=target)}
         if self._wants_hd95(stage):
-            self.hausdorff(y_pred=predicted, y=target)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._report("test")
+            scores["hd95"] = self.hausdorff(y_pred=predicted, y=target)
+        for case, subject in enumerate(batch["subject"]):
+            values = {f"{name}_{region}": float(score[case, index]) for name, score in scores.items()
+                      for index, region in enumerate(REGIONS)}  # fmt: skip
+            self._rows.append({"subject": subject} | values)
 
     def _wants_hd95(self, stage: str) -> bool:
         wanted = self.hparams.hd95

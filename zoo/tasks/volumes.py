@@ -78,6 +78,41 @@ class VolumeTask(ZooModule):
         checkpoint["hyper_parameters"] = hparams | {"backbone": self.description, "from_scratch": True}
 
 
+class RowsTask(VolumeTask):
+    """Keeps one row a held-out subject of the last evaluation in `predictions`, for tables, pictures, comparisons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictions: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def on_validation_epoch_start(self) -> None:
+        self._rows = []
+
+    def on_test_epoch_start(self) -> None:
+        self._rows = []
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        self.predictions = gather_rows(self._rows)
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.predictions = gather_rows(self._rows)
+        self._report("test")
+
+    def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
+        raise NotImplementedError
+
+    def _report(self, stage: str) -> None:
+        raise NotImplementedError
+
+
 def gather_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of all ranks sorted by subject, each once: samplers repeat subjects so that all ranks get as many."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

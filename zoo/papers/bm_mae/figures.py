@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,19 +53,22 @@ def _limits(volume: Tensor) -> tuple[float, float]:
     return float(volume.quantile(0.002)) if volume.numel() < 2**24 else float(volume.min()), float(volume.max())
 
 
-def draw_masked(model: BMMAE, volumes: Volumes) -> Figure:
+def draw_masked(model: BMMAE, volumes: Volumes, there: Sequence[str] = MODALITIES) -> Figure:
     """A row a sequence of the first subject: input, what the encoder sees, what the model makes of it.
 
-    Patches that were visible are shown as they are in the last column, as the loss does not ask for them.
+    Patches that were visible are shown as they are in the last column, as the loss does not ask for them. `volumes`
+    holds all four sequences, `there` says which of them the subject has.
     """
-    masks = model.draw_masks(1)
+    present = torch.tensor([[name in there for name in MODALITIES]])
+    masks = model.draw_masks(1, present)
     patches = model.backbone.patches(volumes)
     predicted = model.predict(patches, masks).unflatten(1, (len(MODALITIES), -1))
     p, grid, z = model.hparams.patch_size, model.backbone.grid, busy_slice(volumes)
-    figure, axes = _grid(len(MODALITIES), ("input", "visible patches", "restored"))
-    for row, name in enumerate(MODALITIES):
-        hidden = masks.masked[:1, row].unsqueeze(-1)
-        mixed = torch.where(hidden, predicted[:, row], patches[name].to(predicted.dtype))
+    figure, axes = _grid(len(there), ("input", "visible patches", "restored"))
+    for row, name in enumerate(there):
+        index = MODALITIES.index(name)
+        hidden = masks.masked[:1, index].unsqueeze(-1)
+        mixed = torch.where(hidden, predicted[:, index], patches[name].to(predicted.dtype))
         cover = unpatchify_3d(hidden.float().expand(-1, -1, p**3), p, grid)[0, 0]
         original = volumes[name][0, 0].float()
         limits = _limits(original)
@@ -78,10 +82,10 @@ def draw_masked(model: BMMAE, volumes: Volumes) -> Figure:
 
 
 def draw_withheld(model: BMMAE, volumes: Volumes) -> Figure:
-    """A column a sequence of the first subject: as it is, as restored from the other three, and the difference."""
+    """A column a sequence of the first subject: as it is, as restored from all others given, and the difference."""
     z = busy_slice(volumes)
-    figure, axes = _grid(3, tuple(_TITLES[name] for name in MODALITIES))
-    for column, name in enumerate(MODALITIES):
+    figure, axes = _grid(3, tuple(_TITLES[name] for name in volumes))
+    for column, name in enumerate(volumes):
         others = {other: volume for other, volume in volumes.items() if other != name}
         restored = model.reconstruct(others)[name][0, 0].float()
         original = volumes[name][0, 0].float()
@@ -91,7 +95,7 @@ def draw_withheld(model: BMMAE, volumes: Volumes) -> Figure:
         difference = (restored - original)[:, :, z].cpu().numpy().T
         axes[2, column].imshow(difference, cmap="RdBu_r", vmin=-2, vmax=2)
         axes[2, column].set_xlabel(f"MSE {float((restored - original).square().mean()):.3f}", fontsize=8)
-    for row, title in enumerate(("input", "from the other three", "difference (blue -2, red +2)")):
+    for row, title in enumerate(("input", "from the others", "difference (blue -2, red +2)")):
         axes[row, 0].set_ylabel(title, fontsize=9)
     figure.tight_layout()
     return figure

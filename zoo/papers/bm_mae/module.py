@@ -251,10 +251,28 @@ class BMMAE(ZooModule):
 
     # ------------------------------------------------------------------ training
 
-    def _step(self, batch: Mapping[str, Any], stage: str) -> Tensor:
-        volumes = {name: batch[name] for name in MODALITIES if name in batch}
-        size = len(next(iter(volumes.values())))
+    def complete(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Volumes of all four sequences, and which of them each subject has (B, 4); None if all.
+
+        Sequences that the data leaves out (`data.modalities`: one pre-training for a subset, which the paper compares
+        with) are zeros that nobody has.
+        """
+        names = [name for name in MODALITIES if name in batch]
+        if not names:
+            raise ZooError(f"The data gives none of {', '.join(MODALITIES)}.")
         present = batch.get("present")
+        if len(names) == len(MODALITIES):
+            return {name: batch[name] for name in MODALITIES}, present
+        first = batch[names[0]]
+        if present is None:
+            present = torch.ones(len(first), len(names), dtype=torch.bool, device=first.device)
+        whole = torch.zeros(len(first), len(MODALITIES), dtype=torch.bool, device=present.device)
+        whole[:, [MODALITIES.index(name) for name in names]] = present
+        return {name: batch[name] if name in names else torch.zeros_like(first) for name in MODALITIES}, whole
+
+    def _step(self, batch: Mapping[str, Any], stage: str) -> Tensor:
+        volumes, present = self.complete(batch)
+        size = len(volumes[MODALITIES[0]])
         out = self._restore if stage == "train" else self.restoration
         result = out(volumes, self.draw_masks(size, present), present)
         values = {f"{stage}/loss": result.loss.detach()}
@@ -276,8 +294,13 @@ class BMMAE(ZooModule):
         """Pictures of a batch, for the Figures callback."""
         from zoo.papers.bm_mae.figures import draw_masked, draw_withheld  # matplotlib is only needed here
 
-        volumes = {name: batch[name][:1] for name in MODALITIES}
-        return {"masked": draw_masked(self, volumes), "withheld": draw_withheld(self, volumes)}
+        whole, present = self.complete(batch)
+        there = [name for i, name in enumerate(MODALITIES) if present is None or bool(present[0, i])]
+        volumes = {name: volume[:1] for name, volume in whole.items()}
+        pictures = {"masked": draw_masked(self, volumes, there)}
+        if len(there) > 1:
+            pictures["withheld"] = draw_withheld(self, {name: volumes[name] for name in there})
+        return pictures
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams

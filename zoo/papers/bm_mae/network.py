@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.nn.patches3d import patchify_3d, sincos_positions_3d
+from zoo.papers.bm_mae.attention import dropout_attention, serves
 from zoo.papers.bm_mae.masking import Masks, names_in_order
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -33,7 +34,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, allowed: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        if allowed is None and serves(q, dropout):
+            x = dropout_attention(q, k, v, dropout)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
         return self.drop_output(self.out_proj(x.transpose(1, 2).flatten(2)))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.callbacks.folder import run_folder
 from zoo.errors import ZooError
 from zoo.papers.bm_mae.network import MODALITIES
+from zoo.seeding import run_seed
 from zoo.tasks.start import describe_model
 
 if TYPE_CHECKING:
@@ -34,11 +35,20 @@ class ReconstructionReport(Callback):
 
     Args:
         label_subjects: how many labelled subjects to fine-tune on; 0 leaves that part out.
-        label_epochs: epochs of fine-tuning; label_lr: its learning rate.
+        label_epochs: epochs of fine-tuning.
+        label_lr, scratch_lr: learning rates of fine-tuning and of training from scratch, each the best of its own; None
+            for the latter takes the former.
     """
 
-    def __init__(self, label_subjects: int = 4, label_epochs: int = 40, label_lr: float = 1e-3) -> None:
-        self.label_subjects, self.label_epochs, self.label_lr = label_subjects, label_epochs, label_lr
+    def __init__(
+        self,
+        label_subjects: int = 4,
+        label_epochs: int = 40,
+        label_lr: float = 1e-3,
+        scratch_lr: float | None = None,
+    ) -> None:
+        self.label_subjects, self.label_epochs = label_subjects, label_epochs
+        self.label_lr, self.scratch_lr = label_lr, label_lr if scratch_lr is None else scratch_lr
         self.twin: BMMAE | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] | None = None
@@ -69,6 +79,11 @@ class ReconstructionReport(Callback):
     ) -> None:
         if self.twin is None or self.optimizer is None:
             return
+        if any(name not in batch for name in MODALITIES) or not bool(batch.get("present", torch.tensor(True)).all()):
+            raise ZooError(
+                "ReconstructionReport withholds each of the four sequences in turn, so every subject needs all four: "
+                "take it out of the recipe's callbacks."
+            )
         volumes = {name: batch[name] for name in MODALITIES}
         for group in self.optimizer.param_groups:
             group["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
@@ -94,7 +109,7 @@ class ReconstructionReport(Callback):
             return
         was_training = pl_module.training
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(run_seed())
             rows = self._withheld(trainer, pl_module)  # type: ignore[arg-type]
             if self.label_subjects:
                 rows += self._segmentation(trainer, pl_module)  # type: ignore[arg-type]
@@ -135,10 +150,10 @@ class ReconstructionReport(Callback):
         train, val = trainer.datamodule.labelled_dataloaders(self.label_subjects)  # type: ignore[attr-defined]
         scores = []
         for scratch in (False, True):
-            torch.manual_seed(0)
+            torch.manual_seed(run_seed())  # the same decoder on both sides
             task = VolumeSegmentation(
-                describe_model(model), from_scratch=True, inference="crop", hd95="never", lr=self.label_lr,
-                warmup_epochs=self.label_epochs / 7,
+                describe_model(model), from_scratch=True, inference="crop", hd95="never",
+                lr=self.scratch_lr if scratch else self.label_lr, warmup_epochs=self.label_epochs / 7,
             )  # fmt: skip
             if not scratch:
                 own = task.network.encoder.state_dict()

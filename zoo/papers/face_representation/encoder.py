@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.module import ZooModule
-from zoo.nn.batch_norm import CPUSyncBatchNorm
+from zoo.nn.batch_norm import SyncOnCPU
 from zoo.nn.images import preprocess_images
 from zoo.papers.face_representation.network import build_resnet, pyramid
 
@@ -60,27 +60,18 @@ class FaceEncoder(ZooModule):
         world, size = self.trainer.world_size, self.hparams.sync_bn_group
         if stage != "fit" or world == 1 or not size:
             return
-        if self._on_cpu():
-            if world > size:
-                raise ZooError(
-                    f"On CPUs all processes share batch norm: set sync_bn_group to {world}, or to 0 for none."
-                )
-            return  # DDP refuses synchronised layers on CPUs: they come after it
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if on_cpu and world > size:
+            raise ZooError(f"On CPUs all processes share batch norm: set sync_bn_group to {world}, or to 0 for none.")
         if world > size and world % size:
             raise ZooError(f"sync_bn_group {size} does not divide the {world} devices: take a divisor, or 0 for none.")
-        self.synchronise(self._group_of(size) if world > size else None)
-
-    def on_train_start(self) -> None:
-        if self._on_cpu() and self.trainer.world_size > 1 and self.hparams.sync_bn_group:
-            self.synchronise(on_cpu=True)
+        self.synchronise(self._group_of(size) if world > size else None, on_cpu)
 
     def on_train_end(self) -> None:
         # What comes after training may run on one device alone.
+        SyncOnCPU().revert(self)
         for name, child in list(self.named_children()):
             setattr(self, name, TorchSyncBatchNorm().revert(child))
-
-    def _on_cpu(self) -> bool:
-        return self.trainer.strategy.root_device.type == "cpu"
 
     def _group_of(self, size: int) -> Any:
         """The process group of `size` devices that this one belongs to."""
@@ -93,11 +84,11 @@ class FaceEncoder(ZooModule):
 
     def synchronise(self, group: Any = None, on_cpu: bool = False) -> None:
         """Batch norm over the devices of `group`, or over all; on CPUs a plain version stands in for torch's."""
+        if on_cpu:
+            SyncOnCPU().apply(self)
+            return
         for name, child in list(self.named_children()):
             setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child, group))
-        for part in self.modules():
-            if on_cpu and type(part) is nn.SyncBatchNorm:
-                part.__class__ = CPUSyncBatchNorm
 
     def _log_step(self, stage: str, values: dict[str, Tensor], batch_size: int) -> None:
         validating = stage == "val"
