@@ -4,9 +4,9 @@
 
 Each share of the labels is drawn stratified by the seed; a smaller share lies within a larger one. "scratch" is
 the same network with random weights: its untrained features for the probes, training from the start for fine-tuning
-with the same epochs and augmentation. A ViT gets AdamW with the same peak learning rate on both sides, without
-layer-wise decay from scratch, since that is meant for layers that are already good. A ResNet gets SGD with Anderson &
-Farrell's rates: 0.015 and ten times that for the classifier, 0.15 throughout from scratch.
+with the same epochs (0 for none) and augmentation. A ViT gets AdamW with the same peak learning rate on both sides,
+without layer-wise decay from scratch, since that is meant for layers that are already good. A ResNet gets SGD, by
+default with Anderson & Farrell's rates: 0.015 and ten times that for the classifier, 0.15 throughout from scratch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning import Trainer, seed_everything
 from rich.console import Console
@@ -50,17 +51,23 @@ def features(
 
 
 def vit_task(args: argparse.Namespace, side: str, epochs: int) -> ImageClassification:
-    common = dict(lr=args.lr, mixup=0.0, cutmix=0.0, drop_path=0.0, warmup_epochs=epochs / 10)
+    common = dict(
+        lr=args.lr if side == "pretrained" else args.scratch_lr,
+        mixup=0.0,
+        cutmix=0.0,
+        drop_path=0.0,
+        warmup_epochs=epochs / 10,
+    )
     task = ImageClassification(backbone=args.backbone, layer_decay=0.75, **common)
     return task if side == "pretrained" else ImageClassification(network=task.network, layer_decay=1.0, **common)
 
 
 def resnet_task(args: argparse.Namespace, side: str) -> ResNetClassification:
-    task = ResNetClassification(backbone=args.backbone)
+    task = ResNetClassification(backbone=args.backbone, lr=args.lr)
     if side == "pretrained":
         return task
-    scratch = dict(lr=0.15, weight_decay=1e-4, head_lr_factor=1.0)
-    return ResNetClassification(network=task.network, image_size=task.image_size, **scratch)
+    scratch = dict(lr=args.scratch_lr, weight_decay=1e-4, head_lr_factor=1.0)
+    return ResNetClassification(network=task.network, width=task.width, image_size=task.image_size, **scratch)
 
 
 def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int) -> float:
@@ -81,8 +88,11 @@ def main() -> None:
     parser.add_argument("backbone", help="zoo name, checkpoint or run folder")
     parser.add_argument("--root", required=True, help="labelled images, as datamodules.images takes them")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of a ViT")
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", default=[40, 8, 1], help="of fine-tuning, one a fraction; 0: none"
+    )
+    parser.add_argument("--lr", type=float, help="of fine-tuning; by default 1e-3 for a ViT, 0.015 for a ResNet")
+    parser.add_argument("--scratch-lr", type=float, help="from scratch; by default 1e-3 for a ViT, 0.15 for a ResNet")
     parser.add_argument("--precision", default="32-true", help="of the Trainer; bf16-mixed where that is faster")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0)
@@ -97,6 +107,10 @@ def main() -> None:
 
     pretrained = zoo.load(args.backbone)
     args.resnet = isinstance(pretrained.backbone, ResNet)
+    defaults = (0.015, 0.15) if args.resnet else (1e-3, 1e-3)
+    args.lr, args.scratch_lr = (
+        given or default for given, default in zip((args.lr, args.scratch_lr), defaults, strict=True)
+    )
     args.normalisation = pretrained.hparams if args.resnet else {}
     seed_everything(args.seed, verbose=False)
     scratch = type(pretrained)(**{k: v for k, v in pretrained.hparams.items() if not k.startswith("_")}).eval()
@@ -105,14 +119,16 @@ def main() -> None:
     for side, model in sides.items():
         if args.only not in (None, side):
             continue
-        everything = data(args, 1.0, model.hparams.image_size, "none")
-        (train_x, train_y), held_out = features(args, model, everything)
+        source = data(args, max(args.fractions), model.hparams.image_size, "none")
+        (train_x, train_y), held_out = features(args, model, source)
+        labels = source.train_data.labels
+        there = few_label_subset(labels, max(args.fractions), args.seed)
         for fraction, epochs in zip(args.fractions, args.epochs, strict=True):
-            chosen = few_label_subset(train_y, fraction, args.seed)
+            chosen = np.searchsorted(there, few_label_subset(labels, fraction, args.seed))
             subset = (train_x[chosen], train_y[chosen])
             row = {"weights": side, "labels": fraction, "knn": knn_accuracy(subset, held_out)}
             row["linear"] = linear_probe_accuracy(subset, held_out, max_iter=300)
-            if not args.no_finetune:
+            if epochs and not args.no_finetune:
                 started = time.time()
                 row["finetune"] = finetune(args, side, fraction, epochs)
                 row |= {"finetune_epochs": epochs, "finetune_seconds": round(time.time() - started)}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.sampling import EvalBatches, SeededCollate, SeededDataset, TrainBatches
+from datamodules.sampling import EvalBatches, LengthBuckets, SeededCollate, SeededDataset, TrainBatches
 from zoo.errors import ZooError
 from zoo.seeding import TRANSFER, run_seed, seed_batch
 
@@ -52,6 +53,7 @@ class ZooDataModule(LightningDataModule):
         *,
         batch_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        lengths: np.ndarray | None = None,
     ) -> DataLoader:
         """A DataLoader: shuffled and without the short last batch for training, complete and in order otherwise.
 
@@ -66,6 +68,8 @@ class ZooDataModule(LightningDataModule):
             drop_last: leave out the short last batch; None means when training.
             batch_size: another than the module's.
             collate_fn: makes a batch of a list of samples; None is torch's.
+            lengths: (len(dataset),) sizes; given, a training batch holds samples of like size, so that little is
+                padding.
         """
         drop_last = train if drop_last is None else drop_last
         batch_size = self.batch_size if batch_size is None else batch_size
@@ -74,7 +78,11 @@ class ZooDataModule(LightningDataModule):
         rank, world = self._rank_and_world()
         order: TrainBatches | EvalBatches | None = None
         if train and not getattr(self.trainer, "overfit_batches", 0):
-            order = TrainBatches(count, batch_size, seed=seed, drop_last=drop_last, rank=rank, world=world)
+            settings: dict[str, Any] = dict(seed=seed, drop_last=drop_last, rank=rank, world=world)
+            if lengths is None:
+                order = TrainBatches(count, batch_size, **settings)
+            else:
+                order = LengthBuckets(lengths, batch_size, **settings)
         elif world > 1 and not train and not self.trainer.predicting:  # type: ignore[union-attr]
             order = EvalBatches(count, batch_size, rank=rank, world=world)
         batching: dict[str, Any] = dict(batch_sampler=order) if order else dict(batch_size=batch_size)

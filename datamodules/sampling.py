@@ -18,7 +18,7 @@ from zoo.seeding import derive_seed, keep_draws, seed_draws
 
 Key = tuple[int, int]  # epoch, index
 
-_ORDER, _SAMPLE, _COLLATE = 0, 1, 2
+_ORDER, _SAMPLE, _COLLATE, _BUCKETS = 0, 1, 2, 3
 
 
 class TrainBatches(DistributedSampler):
@@ -69,10 +69,14 @@ class TrainBatches(DistributedSampler):
             return self.count // self.batch_size // self.num_replicas
         return -(-self.count // (self.batch_size * self.num_replicas))
 
+    def order(self) -> np.ndarray:
+        """(count,) the samples in the order of this epoch."""
+        if not self.shuffle:
+            return np.arange(self.count)
+        return np.random.default_rng(derive_seed(self.seed, _ORDER, self.epoch)).permutation(self.count)
+
     def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override]
-        order = np.arange(self.count)
-        if self.shuffle:
-            order = np.random.default_rng(derive_seed(self.seed, _ORDER, self.epoch)).permutation(self.count)
+        order = self.order()
         if not self.drop_last and self.num_replicas > 1:
             order = np.resize(order, len(self) * self.num_replicas * self.batch_size)
         skip, self._skip = self._skip, 0
@@ -82,6 +86,33 @@ class TrainBatches(DistributedSampler):
         for batch in range(skip, len(self)):
             start = (batch * self.num_replicas + self.rank) * self.batch_size
             yield [(epoch, index) for index in order[start : start + self.batch_size].tolist()]
+
+
+class LengthBuckets(TrainBatches):
+    """`TrainBatches` whose batches hold samples of like length.
+
+    Each pool of 50 batches of the epoch's permutation is sorted by length, then the batches are shuffled again; the W
+    batches of one step come from neighbouring lengths, so that no device waits for another.
+
+    Args:
+        lengths: (count,) of each sample.
+        others: as in `TrainBatches`.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, *, pool: int = 50, **others: Any) -> None:
+        super().__init__(len(lengths), batch_size, **others)
+        self.lengths, self.pool = np.asarray(lengths), pool
+
+    def order(self) -> np.ndarray:
+        order, step = super().order(), self.batch_size * self.num_replicas
+        if not self.shuffle:
+            return order
+        pool = step * self.pool
+        parts = [order[at : at + pool] for at in range(0, len(order), pool)]
+        order = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
+        full = len(order) // step  # the short rest stays last
+        shuffled = np.random.default_rng(derive_seed(self.seed, _BUCKETS, self.epoch)).permutation(full)
+        return np.concatenate([order[: full * step].reshape(full, step)[shuffled].ravel(), order[full * step :]])
 
 
 class EvalBatches(DistributedSampler):

@@ -36,6 +36,24 @@ class TextDataModule(ZooDataModule):
     tokenizer: Any = None
     max_length: int = 0
 
+    @staticmethod
+    def check_limit(limit: int | None) -> None:
+        """Raises `ZooError` for a limit that leaves nothing."""
+        if limit is not None and limit < 1:
+            raise ZooError(f"data.limit is at least 1, not {limit}.")
+
+    @staticmethod
+    def named_tokenizer(name: str | None) -> Any:
+        """The tokenizer of that path or hub id; None without one."""
+        return load_tokenizer(name) if name else None
+
+    def models_tokenizer(self) -> Any:
+        """The tokenizer of the model that is trained on this data. Raises `ZooError` if it has none."""
+        found = getattr(getattr(self.trainer, "lightning_module", None), "tokenizer", None)
+        if found is None:
+            raise ZooError("There is no tokenizer: give data.tokenizer the path or hub id of one.")
+        return found
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Drops the columns that are padding in every row, to the next multiple of 8."""
         batch = super().on_before_batch_transfer(batch, dataloader_idx)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,49 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.text import PYTHON_DOCS, OnBad
 from datamodules.text_base import TextDataModule
+from datamodules.text_glue import GLUE, GlueTask, glue_folder
 from datamodules.text_pretraining import labelled_docstrings
+from datamodules.text_records import read_records, read_rows
 from zoo.errors import ZooError, did_you_mean
-from zoo.nn.text import encode_texts, load_tokenizer, text_packages
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    """Columns of a GLUE task's TSV (negative ones from the right) and what its labels are.
-
-    Attributes:
-        text, pair, label: columns of the training and development file.
-        labels: class names; empty for regression.
-        header: whether the files begin with a header.
-        dev: stem of the development file.
-        hub: names of the two text fields in the hub's copy of GLUE.
-        unordered: the order of the pair means nothing: ELECTRA's code trains on both.
-    """
-
-    text: int
-    pair: int | None
-    label: int
-    labels: tuple[str, ...]
-    hub: tuple[str, ...]
-    header: bool = True
-    dev: str = "dev"
-    unordered: bool = False
-
-
-_ENTAIL = ("entailment", "not_entailment")
-GLUE = {
-    "cola": GlueTask(3, None, 1, ("0", "1"), ("sentence",), header=False),
-    "sst": GlueTask(0, None, 1, ("0", "1"), ("sentence",)),
-    "mrpc": GlueTask(3, 4, 0, ("0", "1"), ("sentence1", "sentence2"), unordered=True),
-    "qqp": GlueTask(3, 4, 5, ("0", "1"), ("question1", "question2")),
-    "sts": GlueTask(-3, -2, -1, (), ("sentence1", "sentence2"), unordered=True),
-    "mnli": GlueTask(
-        8, 9, -1, ("contradiction", "entailment", "neutral"), ("premise", "hypothesis"), dev="dev_matched"
-    ),
-    "qnli": GlueTask(1, 2, 3, _ENTAIL, ("question", "sentence")),
-    "rte": GlueTask(1, 2, 3, _ENTAIL, ("sentence1", "sentence2")),
-    "wnli": GlueTask(1, 2, 3, ("0", "1"), ("sentence1", "sentence2")),
-}
-"""GLUE's nine tasks, by the folder names of the official code."""
+from zoo.nn.text import encode_texts, text_packages
 
 _HUB_NAMES = {"sst": "sst2", "sts": "stsb"}
 Example = tuple[str, str | None, str]
@@ -74,6 +33,11 @@ class LabelledTexts(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each text."""
+        return self.batch["attention_mask"].sum(1).numpy()
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[index] for name, value in self.batch.items()} | {"label": self.labels[index]}
 
@@ -87,10 +51,12 @@ class TextClassificationDataModule(TextDataModule):
             `train` and `dev` as .tsv, .csv (with a header) or .jsonl, with the columns below.
         text_column, pair_column, label_column: of your own files; no pair without `pair_column`.
         regression: your own labels are numbers.
+        mismatched: score MNLI's mismatched development set, and not the matched one.
         tokenizer: path or hub id; None takes the model's own.
         max_length: longer texts are cut.
         double_unordered: train on both orders of a pair where the order means nothing (MRPC, STS-B), as ELECTRA does.
         limit: use at most so many training examples, the first of a fixed shuffle.
+        bucket_by_length: training batches of texts of like length: less padding.
         on_bad_text: "error" names a malformed row (QQP has some) and stops; "skip" passes over it and counts.
         batch_size, num_workers, pin_memory: see `ZooDataModule`.
     """
@@ -103,10 +69,12 @@ class TextClassificationDataModule(TextDataModule):
         pair_column: str | None = None,
         label_column: str = "label",
         regression: bool = False,
+        mismatched: bool = False,
         tokenizer: str | None = None,
         max_length: int = 128,
         double_unordered: bool = True,
         limit: int | None = None,
+        bucket_by_length: bool = False,
         on_bad_text: OnBad = "error",
         batch_size: int = 32,
         num_workers: int = 2,
@@ -116,10 +84,15 @@ class TextClassificationDataModule(TextDataModule):
         self.save_hyperparameters(logger=False)
         if task != "own" and task not in GLUE:
             raise ZooError(f"There is no task {task!r}.{did_you_mean(task, GLUE)}")
+        self.check_limit(limit)
+        if mismatched and task != "mnli":
+            raise ZooError(f"data.mismatched is MNLI's, the task is {task}.")
         if root not in (PYTHON_DOCS, "hub") and not Path(root).expanduser().is_dir():
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
         self.max_length = max_length
-        self.tokenizer: Any = load_tokenizer(tokenizer) if tokenizer else None
+        self.tokenizer: Any = self.named_tokenizer(tokenizer)
+        # Not through hparams: a subclass need not have these arguments.
+        self.mismatched, self.double_unordered, self.bucket_by_length = mismatched, double_unordered, bucket_by_length
         self.skipped = 0
         self.classes: list[str] = []
         self.train_data: Dataset | None = None
@@ -141,11 +114,7 @@ class TextClassificationDataModule(TextDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is not None:
             return
-        if self.tokenizer is None:
-            model = getattr(self.trainer, "lightning_module", None)
-            self.tokenizer = getattr(model, "tokenizer", None)
-            if self.tokenizer is None:
-                raise ZooError("There is no tokenizer: give data.tokenizer the path or hub id of one.")
+        self.tokenizer = self.tokenizer or self.models_tokenizer()
         train, dev = self._examples("train"), self._examples("dev")
         task = GLUE.get(self.hparams.task)
         if self.regression:
@@ -154,7 +123,7 @@ class TextClassificationDataModule(TextDataModule):
             self.classes = list(task.labels)
         elif not self.classes:
             self.classes = sorted({label for _, _, label in train})
-        if task is not None and task.unordered and self.hparams.double_unordered:
+        if task is not None and task.unordered and self.double_unordered:
             train = train + [(b or "", a, label) for a, b, label in train]
         if self.hparams.limit is not None:
             order = np.random.default_rng(0).permutation(len(train))[: self.hparams.limit]
@@ -201,10 +170,10 @@ class TextClassificationDataModule(TextDataModule):
         self.skipped += 1
 
     def _tsv(self, root: Path, task: GlueTask, part: str) -> list[Example]:
-        folder = root / self.hparams.task if (root / self.hparams.task).is_dir() else root
-        path = folder / f"{task.dev if part == 'dev' else 'train'}.tsv"
+        dev = "dev_mismatched" if self.mismatched else task.dev
+        path = glue_folder(root, self.hparams.task) / f"{dev if part == 'dev' else 'train'}.tsv"
         examples: list[Example] = []
-        for number, row in _rows(path):
+        for number, row in read_rows(path):
             if number == 1 and task.header:
                 continue
             try:
@@ -229,7 +198,7 @@ class TextClassificationDataModule(TextDataModule):
         if path is None:
             raise ZooError(f"{root} has no {names[0]}.tsv, .csv or .jsonl.")
         examples: list[Example] = []
-        for where, row in _records(path):
+        for where, row in read_records(path):
             missing = [c for c in (h.text_column, h.label_column, h.pair_column) if c is not None and c not in row]
             if missing:
                 raise ZooError(f"{where} has no column {missing[0]!r} (it has {', '.join(map(str, row))}).")
@@ -244,7 +213,8 @@ class TextClassificationDataModule(TextDataModule):
         with text_packages():
             import datasets
         name = _HUB_NAMES.get(self.hparams.task, self.hparams.task)
-        split = "train" if part == "train" else ("validation_matched" if name == "mnli" else "validation")
+        dev = "validation_" + ("mis" if self.mismatched else "") + "matched" if name == "mnli" else "validation"
+        split = "train" if part == "train" else dev
         try:
             table = datasets.load_dataset("nyu-mll/glue", name, split=split)
         except Exception as error:
@@ -264,7 +234,8 @@ class TextClassificationDataModule(TextDataModule):
         return examples
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(self.train_data, train=True)  # type: ignore[arg-type]
+        data: Any = self.train_data
+        return self.loader(data, train=True, lengths=data.lengths if self.bucket_by_length else None)
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.val_data, train=False)  # type: ignore[arg-type]
@@ -274,25 +245,3 @@ class TextClassificationDataModule(TextDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.val_dataloader()
-
-
-def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Lines of a TSV without quoting, as GLUE's are."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise ZooError(f"There is no file {path}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ZooError(f"Cannot read {path}: {error}.") from error
-    return [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines, 1) if line.strip()]
-
-
-def _records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".jsonl":
-                return [(f"{path}, line {n}", json.loads(line)) for n, line in enumerate(file, 1) if line.strip()]
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            return [(f"{path}, row {n}", row) for n, row in enumerate(reader, 1)]
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise ZooError(f"Cannot read {path}: {' '.join(str(error).split())[:150]}.") from error

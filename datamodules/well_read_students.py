@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.text import PYTHON_DOCS, python_documents
 from datamodules.text_classification import TextClassificationDataModule
-from datamodules.text_pretraining import TextPretrainDataModule
+from datamodules.text_pretraining import TextPretrainDataModule, labelled_docstrings
+from datamodules.text_records import read_texts
 from zoo.errors import ZooError
-from zoo.nn.text import encode_texts, read_utf8
+from zoo.nn.text import encode_texts
 
 
 class StudentPretrainDataModule(TextPretrainDataModule):
@@ -31,6 +33,11 @@ class UnlabelledTexts(Dataset):
     def __len__(self) -> int:
         return len(self.batch["input_ids"])
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) tokens of each text."""
+        return self.batch["attention_mask"].sum(1).numpy()
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {name: value[index] for name, value in self.batch.items()} | {"index": torch.tensor(index)}
 
@@ -39,9 +46,10 @@ class TransferDataModule(TextClassificationDataModule):
     """Unlabelled texts for training, labelled ones for validation.
 
     Args:
-        transfer: the transfer set: a text file, one `text` or `text<TAB>text` a line; a `.csv` with a header, of which
-            `text_column` and `pair_column` are read and nothing else; or "python-docs": the training docstrings and the
-            other packages' ones, without labels.
+        transfer: the transfer set: a text file, one `text` or `text<TAB>text` a line; a `.csv`, `.tsv` or `.jsonl`,
+            of which `text_column` and `pair_column` are read and nothing else; or "python-docs": the training
+            docstrings and the other packages' ones, without labels.
+        bucket_by_length: training batches of texts of like length: less padding.
         others: the labelled data for validation, as in `TextClassificationDataModule`.
     """
 
@@ -56,6 +64,7 @@ class TransferDataModule(TextClassificationDataModule):
         tokenizer: str | None = None,
         max_length: int = 128,
         limit: int | None = None,
+        bucket_by_length: bool = False,
         on_bad_text: Any = "error",
         batch_size: int = 32,
         num_workers: int = 2,
@@ -63,11 +72,13 @@ class TransferDataModule(TextClassificationDataModule):
     ) -> None:
         super().__init__(
             root, task, text_column, pair_column, label_column, tokenizer=tokenizer, max_length=max_length,
-            on_bad_text=on_bad_text, batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory,
+            bucket_by_length=bucket_by_length, on_bad_text=on_bad_text, batch_size=batch_size,
+            num_workers=num_workers, pin_memory=pin_memory,
         )  # fmt: skip
         self.save_hyperparameters(logger=False)
         if transfer != PYTHON_DOCS and not Path(transfer).expanduser().is_file():
             raise ZooError(f"There is no transfer file {transfer!r}: give one with --data.transfer.")
+        self.check_limit(limit)
         self.transfer, self.transfer_limit = transfer, limit
         self.transfer_data: UnlabelledTexts | None = None
 
@@ -85,15 +96,7 @@ class TransferDataModule(TextClassificationDataModule):
         if self.transfer == PYTHON_DOCS:
             held = {text for text, _, label in self._examples("dev") if label}
             return [text for package, text in python_documents() if package != "topics" and text not in held]
-        path = Path(self.transfer).expanduser()
-        h = self.hparams
-        if path.suffix == ".csv":
-            rows = list(csv.DictReader(read_utf8(path).splitlines(keepends=True)))
-            if rows and h.text_column not in rows[0]:
-                raise ZooError(f"{path} has no column {h.text_column!r} (it has {', '.join(rows[0])}).")
-            found = [(row[h.text_column], row[h.pair_column]) if h.pair_column else row[h.text_column] for row in rows]
-        else:
-            found = [tuple(line.split("\t", 1)) if "\t" in line else line for line in read_utf8(path).splitlines()]
+        found = read_texts(Path(self.transfer).expanduser(), self.hparams.text_column, self.hparams.pair_column)
         return [text for text in found if (text if isinstance(text, str) else text[0]).strip()]
 
     def transfer_batches(self, size: int) -> Iterator[dict[str, Tensor]]:
@@ -105,4 +108,31 @@ class TransferDataModule(TextClassificationDataModule):
             yield {name: value[start : start + size] for name, value in batch.items()}
 
     def train_dataloader(self) -> DataLoader:
-        return self.loader(self.transfer_data, train=True)  # type: ignore[arg-type]
+        data: Any = self.transfer_data
+        return self.loader(data, train=True, lengths=data.lengths if self.bucket_by_length else None)
+
+
+def write_python_docs(folder: Path, num_classes: int = 10, least: int = 50) -> tuple[Path, Path, Path]:
+    """Python's manual and docstrings as files: text for pre-training, a labelled folder, an unlabelled transfer set.
+
+    The labelled task is which of the `num_classes` largest packages (with `least` docstrings or more) a docstring comes
+    from. Its held-out docstrings are in neither the text nor the transfer set; the transfer set has no labels.
+
+    Returns:
+        Paths of `text.txt`, the folder itself (`train.jsonl`, `dev.jsonl`), and `transfer.txt`.
+    """
+    rows = labelled_docstrings(num_classes, least)
+    held = {text for text, _, is_held in rows if is_held}
+    kept = [(package, text) for package, text in python_documents() if text not in held]
+    flat = [" ".join(text.split()) for package, text in kept if package != "topics"]
+    contents = {"text.txt": "\n\n".join(text for _, text in kept), "transfer.txt": "\n".join(flat)}
+    for part, is_held in (("train", 0), ("dev", 1)):
+        records = [{"text": " ".join(text.split()), "label": str(label)} for text, label, at in rows if at == is_held]
+        contents[f"{part}.jsonl"] = "\n".join(json.dumps(record) for record in records)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (folder / name).write_text(content + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ZooError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    return folder / "text.txt", folder, folder / "transfer.txt"

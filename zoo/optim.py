@@ -188,6 +188,8 @@ def one_cycle(
     """
     if total_steps < 2:
         raise ZooError(f"A one-cycle schedule takes two steps or more, not {total_steps}: train longer.")
+    if abs(warmup * total_steps - 1) < 1e-9:
+        warmup = 0.0  # a rise that ends with the first step: PyTorch divides by its length, zero
     peaks = [group["lr"] for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,

@@ -21,6 +21,7 @@ from datamodules.fractals.datasets import (
 )
 from datamodules.fractals.files import read_systems
 from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance
+from datamodules.fractals.rendered import RenderedFractals, open_rendered
 from datamodules.fractals.rendering import Mode, Renderer, say_if_compiling
 from datamodules.fractals.systems import SeededSystems, jitter_system
 from datamodules.images import open_images
@@ -29,6 +30,7 @@ from zoo.errors import ZooError
 
 Task = Literal["multi_instance", "multi_class", "views"]
 _VIEW_BLUR = (0.5, 2.0)
+_HELD_OUT = 0xF2AD
 _MULTI_SIZES, _VIEW_SIZES = (0.15, 0.6), (0.25, 1.25)
 
 
@@ -41,6 +43,9 @@ class FractalsDataModule(ZooDataModule):
         image_size: side of the pictures in pixels.
         batch_size: pictures of one step on one device.
         num_classes: number of systems, a class each.
+        root: pictures that `zoo fractals render` wrote (any of its forms), instead of rendering: `val_images` of them,
+            drawn by the seed, are held out. What follows on systems and pictures then has no effect, but for
+            `class_picture`.
         per_class: pictures of an epoch for each class.
         systems: file of systems (the official `ifs-100k.pkl`, or `.npz`); None draws them from `system_seed`.
         system_seed: of the systems, where no file is given.
@@ -76,6 +81,7 @@ class FractalsDataModule(ZooDataModule):
         batch_size: int = 32,
         num_classes: int = 1000,
         per_class: int = 1000,
+        root: str | None = None,
         systems: str | None = None,
         system_seed: int = 0,
         maps: tuple[int, int] = (2, 5),
@@ -108,6 +114,8 @@ class FractalsDataModule(ZooDataModule):
         self.save_hyperparameters(logger=False)
         if task not in ("multi_instance", "multi_class", "views"):
             raise ZooError(f"task is 'multi_instance', 'multi_class' or 'views', not {task!r}.")
+        if task == "views" and root is not None:
+            raise ZooError("Two views of a fractal are rendered as one goes: data.root has no use for the task views.")
         if task != "multi_class" and not (color and background):
             raise ZooError("color and background can only be left out of multi_class pictures.")
         if systems is not None:
@@ -120,13 +128,20 @@ class FractalsDataModule(ZooDataModule):
         self.num_classes = num_classes
         self.train_data: Any = None
         self.val_data: Any = None
-        self._dataset("val", 1, 1)  # what cannot be drawn shows now
+        if root is None:
+            self._dataset("val", 1, 1)  # what cannot be drawn shows now
 
     def _dataset(self, split: Literal["train", "val"], images: int, world: int) -> Any:
         h = self.hparams
-        seed = int(os.environ.get("PL_GLOBAL_SEED") or 0) if h.seed is None else h.seed
         plan = Plan(
-            h.num_classes, images, h.batch_size, seed, h.streams if split == "train" else 1, h.window, h.period, split
+            h.num_classes,
+            images,
+            h.batch_size,
+            self._seed,
+            h.streams if split == "train" else 1,
+            h.window,
+            h.period,
+            split,
         )
         if h.task == "multi_class":
             picture = SingleInstance(
@@ -147,12 +162,35 @@ class FractalsDataModule(ZooDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is None:
             world = self.trainer.world_size if self.trainer else 1
+            if self.hparams.root is not None:
+                self.train_data, self.val_data = self._rendered()
+                return
             if self.trainer is None or self.trainer.is_global_zero:
                 say_if_compiling()
             self.train_data = self._dataset("train", self.hparams.num_classes * self.hparams.per_class, world)
             self.val_data = self._dataset("val", self.hparams.val_images, world)
 
+    def _rendered(self) -> tuple[RenderedFractals, RenderedFractals]:
+        h = self.hparams
+        source = open_rendered(h.root)
+        count = len(source[1])
+        if count <= h.val_images:
+            raise ZooError(
+                f"{h.root} has {count} pictures, and {h.val_images} are to be held out: lower data.val_images."
+            )
+        order = np.random.default_rng([_HELD_OUT, self._seed]).permutation(count)
+        train, val = order[h.val_images :], order[: h.val_images]
+        return tuple(RenderedFractals(source, part, h.task, h.num_classes, h.image_size) for part in (train, val))  # type: ignore[return-value]
+
+    @property
+    def _seed(self) -> int:
+        """Of the pictures."""
+        given = self.hparams.seed
+        return int(os.environ.get("PL_GLOBAL_SEED") or 0) if given is None else given
+
     def train_dataloader(self) -> DataLoader:
+        if self.hparams.root is not None:
+            return self.loader(self.train_data, train=True)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         self._check_streams(world)
         order = PictureBatches(len(self.train_data), self.batch_size, rank, world)
@@ -169,6 +207,12 @@ class FractalsDataModule(ZooDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return self.loader(self.val_data, train=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.hparams.task != "views" or batch[1] is None:  # None: real images for probes
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        first, second = (super(FractalsDataModule, self).on_after_batch_transfer((view,), 0)[0] for view in batch)
+        return first, second
 
     def _check_streams(self, world: int) -> None:
         parts = world * max(1, self.num_workers)

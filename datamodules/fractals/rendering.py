@@ -72,7 +72,8 @@ def fast_chaos_game(system: np.ndarray, steps: int, seed: int, xy: np.ndarray | 
     maps = system.reshape(len(system), 6).astype(np.float32)
     x, y = fixed_point(system)
     kernels.fast_follow(maps, thresholds, np.float32(x), np.float32(y), np.uint64(seed), xy)
-    return Points(xy, kernels.fast_bounds(xy))
+    edges = np.concatenate([xy.min(axis=1), xy.max(axis=1)]).astype(np.float64)
+    return Points(xy, edges if np.isfinite(edges).all() else np.full(4, np.nan))
 
 
 def count_points(points: Points, size: int, region: np.ndarray | None = None) -> np.ndarray:

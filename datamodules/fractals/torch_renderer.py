@@ -1,8 +1,8 @@
 """The chaos game on a GPU: many fractals at once, one chain a lane, counted by one scatter.
 
-Runs on any device of torch; its logic is tested on the CPU, where the numba renderer is the faster one. Chains start at
-the fixed point of map 0 and leave it by `BURN_IN` unrecorded steps, so what `Renderer` gives and what this gives have
-the same distribution.
+Runs on any device of torch; its logic is tested on the CPU, where the numba renderer is the faster one. One chain is
+recorded from its start at the fixed point of map 0, the others leave it by `BURN_IN` unrecorded steps, so what
+`Renderer` gives and what this gives have the same distribution.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ class TorchRenderer:
         maps, edges, xy = self._pack(systems)
         batch, lanes = len(systems), self.chains
         x, y = (xy[:, axis, None].expand(batch, lanes) for axis in (0, 1))
+        first = torch.arange(lanes, device=self.device) == 0
         out = torch.empty(batch, 2, self.turns, lanes, device=self.device)
         for turn in range(-BURN_IN, self.turns):
+            if turn == 0:
+                x, y = (torch.where(first, xy[:, axis, None], now) for axis, now in enumerate((x, y)))
             uniform = torch.rand(batch, lanes, generator=generator, device=self.device)
             choice = torch.searchsorted(edges, uniform, right=True)
             a, b, e, c, d, f = torch.gather(maps, 1, choice[..., None].expand(-1, -1, 6)).unbind(-1)

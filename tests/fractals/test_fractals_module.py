@@ -15,7 +15,7 @@ from datamodules.image_classification import ImageClassificationDataModule
 from zoo.callbacks.figures import Figures
 from zoo.callbacks.transfer_report import TransferReport
 from zoo.errors import ZooError
-from zoo.optim import norm_bias_groups
+from zoo.optim import norm_bias_groups, one_cycle
 from zoo.papers.fractals import FractalPretraining, weights
 from zoo.papers.fractals.losses import average_precision, multi_hot, multi_instance_loss
 from zoo.tasks import ImageClassification, ResNetClassification
@@ -161,6 +161,45 @@ def test_fine_tuning_a_resnet(pretrained, tmp_path):
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded.classify(images), task.eval().classify(images))
     assert loaded(images).shape == (2, 512)
+
+
+def test_half_wide_networks_train_by_adamw_and_load(tmp_path):
+    model = FractalPretraining(**{**TINY, "network": "resnet18"}, width=0.5, optimizer="adamw", weight_decay=0.05)
+    widths = [model.backbone.get_submodule(f"layer{k}")[0].conv1.out_channels for k in (1, 2, 3, 4)]
+    assert widths == [32, 64, 128, 256]
+    trainer = quiet_trainer(tmp_path, max_steps=2)
+    trainer.fit(model, FractalsDataModule("multi_instance", **DATA))
+    optimizer = trainer.optimizers[0]
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05, 0.0]
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)  # the schedule leaves them alone
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(zoo.load(tmp_path / "half.ckpt")(images), model.eval()(images))
+    task = ResNetClassification(backbone=str(tmp_path / "half.ckpt"), num_classes=3)
+    assert task.width == 0.5
+    torch.testing.assert_close(task.eval()(images), model(images))
+
+
+def test_a_warm_up_of_one_step_starts_next_to_the_peak():
+    """PyTorch's own schedule divides by the zero steps between."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = one_cycle(optimizer, 10, warmup=0.1)
+    rates = []
+    for _ in range(9):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.1, rel=0.05)
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"width": 0}, "width is a factor"), ({"optimizer": "adam"}, "'sgd' or 'adamw'")]
+)
+def test_what_a_network_cannot_be(changes, message):
+    with pytest.raises(ZooError, match=message):
+        FractalPretraining(**TINY, **changes)
 
 
 def test_resnet_and_vit_tasks_point_to_each_other(pretrained):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules.fractals import colour as colours
 from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance
@@ -19,6 +20,7 @@ from datamodules.fractals.rendering import (
     render,
 )
 from datamodules.fractals.systems import SeededSystems
+from datamodules.fractals.torch_renderer import TorchRenderer
 from zoo.errors import ZooError
 
 SYSTEMS = SeededSystems(40, seed=5)
@@ -56,6 +58,18 @@ def test_fast_points_reach_as_far():
         fast = fast_chaos_game(system, 40_000, seed=index).bounds
         ratios.append(np.log((fast[2:] - fast[:2]) / (exact[2:] - exact[:2])))
     assert abs(np.mean(ratios)) < 0.01
+
+
+def test_a_start_that_is_seldom_visited_shows():
+    """The fixed point of a nearly flat map lies far out: the official chain starts there, and the box reaches to it."""
+    system = np.array([[[1e-4, 0, 5], [0, 1e-4, 5]], [[0.5, 0, 0], [0, 0.5, 0.5]], [[0.6, 0.2, 0], [-0.2, 0.6, 0]]])
+    exact = chaos_game(system, draw_choices(system, 40_000, np.random.default_rng(0)))
+    fast = fast_chaos_game(system, 40_000, seed=0)
+    assert fast.bounds[2] > 2  # the others stay below 1
+    np.testing.assert_allclose(fast.bounds[2:], exact.bounds[2:], rtol=0.5)
+    assert np.quantile(fast.xy[0], 0.9999) < 2  # and it shows once, not eight times
+    tensors = TorchRenderer(steps=40_000, chains=64).points([system], torch.Generator().manual_seed(0))[0]
+    assert tensors[0].max() > 2
 
 
 def test_chains_share_nothing():

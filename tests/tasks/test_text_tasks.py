@@ -12,6 +12,7 @@ from datamodules.text_classification import TextClassificationDataModule
 from datamodules.text_tokenizer import train_tokenizer
 from zoo.cli.run import main
 from zoo.errors import ZooError
+from zoo.nn.text import encode_texts
 from zoo.optim_text import layer_scale
 from zoo.papers.well_read_students import CompactBert
 from zoo.papers.well_read_students.distillation import soft_cross_entropy, teacher_predictions
@@ -26,6 +27,7 @@ ROWS = [
     for word in words
     for thing in THINGS
 ]
+zoo_encode = lambda model, texts, length: encode_texts(model.tokenizer, texts, length)  # noqa: E731
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--data.num_workers", "0"]
 
 
@@ -191,6 +193,78 @@ def test_glue_files(task, place, tmp_path):
     assert passed.num_skipped == 1
 
 
+def test_mismatched_and_official_folder_names(place, tmp_path):
+    folder = tmp_path / "MNLI"
+    folder.mkdir()
+    rows = {"train": "neutral", "dev_matched": "entailment", "dev_mismatched": "contradiction"}
+    for stem, label in rows.items():
+        line = "\t".join(["0"] * 8 + ['A "cat.', "A dog.", "x", label])
+        (folder / f"{stem}.tsv").write_text(f"\ufeffheader\n{line}\r\n", encoding="utf-8")
+    settings = dict(tokenizer=str(place / "tokenizer.json"), batch_size=1, num_workers=0)
+    for mismatched, label in ((False, 1), (True, 0)):
+        data = TextClassificationDataModule(str(tmp_path), "mnli", mismatched=mismatched, **settings)
+        data.setup()
+        assert int(data.val_data[0]["label"]) == label
+    with pytest.raises(ZooError, match="is MNLI's"):
+        TextClassificationDataModule(str(tmp_path), "rte", mismatched=True, **settings)
+
+
+def test_long_pairs_lose_tokens_of_the_longer_part(place):
+    model = student(place)
+    a, b = "good film " * 20, "bad trip"
+    one = zoo_encode(model, [(a, b)], 12)
+    assert one["attention_mask"].sum() == 12
+    other = int(one["token_type_ids"].sum()) - 1
+    assert other == len(model.tokenizer.encode(b, add_special_tokens=False).ids)
+    even = zoo_encode(model, [(a, a)], 12)  # ties go to the second part
+    assert (int((even["token_type_ids"] == 0).sum()) - 2, int(even["token_type_ids"].sum()) - 1) == (5, 4)
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 32 tokens"):
+        model.preprocess([a * 2, b])
+
+
+SUBMITTED = {
+    "cola": ("CoLA", "0\tA cat.", 1),
+    "sst": ("SST-2", "0\tA cat.", 1),
+    "mrpc": ("MRPC", "0\t1\t2\tA cat.\tA dog.", 1),
+    "qqp": ("QQP", "0\tA cat?\tA dog?", 1),
+    "sts": ("STS-B", "0\tx\tA cat.\tA dog.", 1),
+    "mnli": ("MNLI", "\t".join(["0"] * 8 + ["A cat.", "A dog."]), 3),
+    "qnli": ("QNLI", "0\tWho?\tA dog.", 1),
+    "rte": ("RTE", "0\tA cat.\tA dog.", 1),
+    "wnli": ("WNLI", "0\tA cat.\tA dog.", 1),
+}
+
+
+@pytest.mark.parametrize("task", SUBMITTED)
+def test_submission_files(task, place, tmp_path):
+    from datamodules.text_glue import GLUE, glue_test_sets
+    from zoo.cli.predict_text import glue
+
+    name, line, count = SUBMITTED[task]
+    folder = tmp_path / name
+    folder.mkdir()
+    for stem, *_ in GLUE[task].test:
+        (folder / f"{stem}.tsv").write_text(f"header\n{line}\n{line}\n", encoding="utf-8")
+    if task == "mnli":
+        (folder / "diagnostic.tsv").write_text("header\n0\tA cat.\tA dog.\n", encoding="utf-8")
+    start = {"class_path": "zoo.papers.well_read_students.CompactBert", "init_args": dict(student(place).hparams)}
+    labels = GLUE[task].labels
+    model = TextClassification(start, num_classes=len(labels) or 1, regression=not labels).eval()
+    glue(model, tmp_path, tmp_path / "out", task, 32, 4, False)
+    written = sorted(path.stem for path in (tmp_path / "out").iterdir())
+    assert written == sorted(found for *_, found in GLUE[task].test)
+    assert len(written) == count
+    lines = (tmp_path / "out" / f"{written[-1]}.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "index\tprediction"
+    assert [row.split("\t")[0] for row in lines[1:]] == ["0", "1"][: len(lines) - 1]
+    value = lines[1].split("\t")[1]
+    assert value in labels if labels else 0 <= float(value) <= 5
+    with pytest.raises(ZooError, match="exists already"):
+        glue(model, tmp_path, tmp_path / "out", task, 32, 4, False)
+    texts = glue_test_sets(tmp_path, task)[GLUE[task].test[0][3]]
+    assert all(isinstance(text, tuple) == (task not in ("cola", "sst")) for text in texts)
+
+
 def test_a_label_outside_the_set(place, tmp_path):
     for part in ("train", "dev"):
         (tmp_path / f"{part}.csv").write_text(f"text,label\na fine film,{'good' if part == 'train' else 'odd'}\n")
@@ -212,6 +286,55 @@ def test_the_24_models_have_the_published_sizes():
         with torch.device("meta"):
             model = CompactBert(num_layers=layers, hidden_size=width)
         assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_official_file_loads_by_name(tmp_path, place, monkeypatch):
+    """A stand-in for the hub's file: transformers' keys, with old gamma and beta names and heads that are left out."""
+    from transformers import BertConfig, BertForPreTraining
+
+    config = BertConfig(vocab_size=30522, hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=512)  # fmt: skip
+    theirs = BertForPreTraining(config).eval()
+    state = {key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+             for key, value in theirs.state_dict().items()}  # fmt: skip
+    torch.save(state | {"bert.embeddings.position_ids": torch.arange(512)[None]}, tmp_path / "pytorch_model.bin")
+    tokenizer = str(place / "tokenizer.json")
+    model = zoo.load("bert_uncased_L-2_H-128_A-2", weights=tmp_path / "pytorch_model.bin", tokenizer=tokenizer)
+    batch = model.preprocess(["a fine film", "a dull book and more"])
+    with torch.no_grad():
+        wanted = theirs.bert(**batch)
+        torch.testing.assert_close(model.pooled(batch), wanted.pooler_output, rtol=0, atol=2e-5)
+        real = batch["attention_mask"].bool()
+        found = model.forward_tokens(batch)[real]
+    torch.testing.assert_close(found, wanted.last_hidden_state[real], rtol=0, atol=2e-5)
+
+
+def test_one_command_compares_the_students(tmp_path, monkeypatch, capsys):
+    from zoo.cli.app import main as zoo_main
+
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    words = ["alpha", "beta", "gamma", "delta"]
+    texts = [f"{word} {other} ." for word in words for other in words] * 3
+    (tmp_path / "text.txt").write_text("\n\n".join(f"{text}\n{text}" for text in texts), encoding="utf-8")
+    (tmp_path / "transfer.txt").write_text("\n".join(texts), encoding="utf-8")
+    for part in ("train", "dev"):
+        rows = [json.dumps({"text": text, "label": text.split()[0]}) for text in texts]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    sources = ["--text", str(tmp_path / "text.txt"), "--labelled", str(tmp_path), "--transfer",
+               str(tmp_path / "transfer.txt")]  # fmt: skip
+    command = ["students", "compare", str(tmp_path / "out"), *sources, "--seeds", "1", "--student", "1x32", "--teacher",
+               "2x32", "--vocab-size", "300", "--max-length", "8", "--teacher-steps", "2", "--student-steps", "2",
+               "--finetune-epochs", "1", "--distill-epochs", "1", "--labels", "32"]  # fmt: skip
+    zoo_main(command)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in rows] == ["teacher", "PD", "PF", "TD", "TF", "D", "F"]
+    assert (tmp_path / "out" / "figures" / "comparison.png").stat().st_size > 5000
+    capsys.readouterr()
+    zoo_main(command)  # nothing is run again
+    assert "---" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        zoo_main([*command, "--lr", "1e-5"])
+    assert "made with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])

@@ -49,6 +49,12 @@ def test_auto_in_a_recipe_and_on_the_command_line(capsys, tmp_path):
         assert yaml.safe_load(capsys.readouterr().out)["trainer"]["precision"] == "32-true"
 
 
+def test_another_precision_than_the_recipes_auto(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "droppos/quickstart", "--print-config", "--trainer.precision", "bf16-mixed"])
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["precision"] == "bf16-mixed"
+
+
 def tiny(**more) -> DropPos:
     torch.manual_seed(0)
     return DropPos(image_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=16,

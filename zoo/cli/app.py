@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
-from zoo.cli import compare, driving, faces, folds, volumes
+from zoo.cli import compare, driving, faces, folds, students, volumes
 from zoo.cli.fractals import fractals
+from zoo.cli.predict import predict
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
 from zoo.errors import ZooError, did_you_mean
@@ -54,6 +55,7 @@ class DType(StrEnum):
 app.add_typer(fractals)
 app.add_typer(driving.app, name="driving")
 app.add_typer(faces.app, name="faces")
+app.add_typer(students.app, name="students")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,6 +194,7 @@ def add(
     epilog=_examples(
         "zoo embed droppos-vitb photos/ -o features.npz",
         "zoo embed runs/my_run a.png b.png -o features.parquet --device cuda",
+        "zoo embed electra-small-discriminator sentences.txt --lines -o features.npz",
     ),
 )
 def embed(
@@ -202,26 +205,28 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     pattern: Annotated[str, typer.Option(help="Which files of a folder, such as '*.png'.")] = "*",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Text: every line is a sample, named FILE:NUMBER.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Compute a model's features of files.
+    """Compute a model's features of files, or of the lines of text files.
 
     npz holds `files` and `features`, one row a file; parquet the columns `file` and `feature`.
     """
-    from zoo.cli.embed import embed_files, expand, write_features
+    from zoo.cli.embed import embed_files, expand, lines_of, write_features
 
     if output.suffix not in (".npz", ".parquet"):
         raise ZooError(f"The output is a .npz or .parquet file, not {output}.")
     if output.exists() and not force:
         raise ZooError(f"{output} exists already: choose another name, or overwrite it with --force.")
-    paths = expand(files, pattern)
+    found = expand(files, pattern)
+    paths = lines_of(found) if lines else found
     model = loading.load(name)
     done, features, skipped = embed_files(model, paths, batch_size=batch_size, device=device, skip_bad=skip_bad)
     write_features(output, done, features)
     for reason in skipped:
         print(f"skipped: {reason}", file=sys.stderr)
     count = f", {len(skipped)} skipped" if skipped else ""
-    print(f"{output}: {features.shape[0]} files x {features.shape[1]} features{count}")
+    print(f"{output}: {features.shape[0]} {'lines' if lines else 'files'} x {features.shape[1]} features{count}")
 
 
 @app.command(
@@ -280,6 +285,10 @@ app.command("reconstruct", epilog=_examples("zoo reconstruct bm-mae-vitb BraTS20
 app.command("compare", epilog=_examples("zoo compare runs/pretrained runs/from_scratch"))(compare.compare)
 app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold2 -o curves.png"))(folds.folds)
 app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
+app.command(
+    "predict",
+    epilog=_examples("zoo predict RUN texts.txt -o classes.tsv", "zoo predict RUN GLUE --glue mnli -o submission"),
+)(predict)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,23 +39,54 @@ def expand(paths: Iterable[Path], pattern: str = "*") -> list[Path]:
     return files
 
 
+def lines_of(files: Iterable[Path]) -> list[Line]:
+    """The lines of text files that are not blank."""
+    from zoo.nn.text import read_utf8
+
+    lines = []
+    for file in files:
+        for number, text in enumerate(read_utf8(file).split("\n"), 1):
+            if text.strip():
+                lines.append(Line(file, number, text.strip()))
+    if not lines:
+        raise ZooError("There is no line with text in these files.")
+    return lines
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a text file; as a string, where it stands."""
+
+    file: Path
+    number: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}"
+
+
 def embed_files(
-    model: ZooModule, files: list[Path], *, batch_size: int = 32, device: str = "auto", skip_bad: bool = False
-) -> tuple[list[Path], np.ndarray, list[str]]:
-    """`model(model.preprocess(file))` of every file.
+    model: ZooModule,
+    files: Sequence[Path | Line],
+    *,
+    batch_size: int = 32,
+    device: str = "auto",
+    skip_bad: bool = False,
+) -> tuple[list[Path | Line], np.ndarray, list[str]]:
+    """`model(model.preprocess(file))` of every file, or of the text of every line.
 
     Returns the files, their features (files, D) as float32 (further axes flattened), and why files were skipped.
     Raises `ZooError` that names an unreadable file, unless `skip_bad`.
     """
     target = pick_device(device)
     model = model.to(target)
-    done: list[Path] = []
+    done: list[Path | Line] = []
     skipped: list[str] = []
     features: list[np.ndarray] = []
 
-    def read(file: Path) -> Any:
+    def read(file: Path | Line) -> Any:
         try:
-            return model.preprocess(file)
+            return model.preprocess(file.text if isinstance(file, Line) else file)
         except NotImplementedError as error:
             raise ZooError(f"{type(model).__name__} cannot read files: {error}.") from error
         except Exception as error:  # whatever the reader of this kind of file raises
@@ -105,7 +137,7 @@ def _join(items: list[Any]) -> Any:
     return {key: torch.cat([fill(item[key]) for item in items]) for key in items[0]}
 
 
-def write_features(path: Path, files: list[Path], features: np.ndarray) -> None:
+def write_features(path: Path, files: Sequence[Path | Line], features: np.ndarray) -> None:
     """Writes `.npz` (arrays `files`, `features`) or `.parquet` (columns `file`, `feature`), whole or not at all."""
     names = [str(file) for file in files]
     new = path.with_name(f".{path.name}.new")

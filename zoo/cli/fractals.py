@@ -94,7 +94,8 @@ def render(
     """Render a sheet of classes (OUT ends in .png) or a data set (OUT is a folder).
 
     Data sets: single pictures go to OUT/00042/000007.png, which every ImageFolder reader takes; pictures of several
-    fractals to OUT/images/ beside labels.csv. WebDataset shards hold NAME.png with NAME.cls or NAME.json.
+    fractals to OUT/images/ beside labels.csv. WebDataset shards hold NAME.png with NAME.cls or NAME.json. The recipes
+    of the room train on any of these with --data.root OUT.
     """
     from datamodules.fractals import FractalsDataModule
     from datamodules.fractals.rendering import say_if_compiling

@@ -185,12 +185,14 @@ def _resolve_precision(path: Path, config: dict[str, Any], args: list[str], quie
     trainer = config.get("trainer") or {}
     args = list(args)
     given = {key: take_value(list(args), f"--trainer.{key}") for key in ("precision", "accelerator")}
-    if (given["precision"] or trainer.get("precision")) != "auto":
+    precision = given["precision"] or trainer.get("precision")
+    if "auto" not in (precision, trainer.get("precision")):
         return str(path), args
     take_value(args, "--trainer.precision")
-    precision, why = choose_precision(find_device(given["accelerator"] or trainer.get("accelerator") or "auto"))
-    if not quiet and rank_zero_only.rank == 0:
-        print(f"Precision {precision}: {why}.", flush=True)
+    if precision == "auto":
+        precision, why = choose_precision(find_device(given["accelerator"] or trainer.get("accelerator") or "auto"))
+        if not quiet and rank_zero_only.rank == 0:
+            print(f"Precision {precision}: {why}.", flush=True)
     return yaml.safe_dump({**config, "trainer": {**trainer, "precision": precision}}, sort_keys=False), args
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from zoo.errors import ZooError
 from zoo.extras import imports_of
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 _PACKED = "zlib:"
 _NAMES = {  # the same five roles under BERT's and RoBERTa's names
@@ -151,12 +152,14 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def encode_texts(tokenizer: Tokenizer, raw: Any, max_length: int) -> dict[str, Tensor]:
+def encode_texts(tokenizer: Tokenizer, raw: Any, max_length: int, warn: bool = False) -> dict[str, Tensor]:
     """Strings to a batch `input_ids`, `attention_mask`, `token_type_ids`, each (B, L) int64, L the longest of them.
 
     Args:
         raw: a string, a `Path` of a text file, a pair of strings (a tuple), or a list of any of these.
-        max_length: longer texts are cut to so many tokens, special ones included.
+        max_length: longer texts are cut to so many tokens, special ones included; of a pair the longer part gives
+            way, token by token, as in BERT's code.
+        warn: say so, with a warning.
 
     Raises:
         ZooError: nothing given, empty text, another type, or a file that is missing or no UTF-8.
@@ -167,12 +170,10 @@ def encode_texts(tokenizer: Tokenizer, raw: Any, max_length: int) -> dict[str, T
     texts = [_as_text(item) for item in items]
     special = SpecialIds.of(tokenizer)
     encodings = tokenizer.encode_batch(texts)
-    rows = []
-    for encoding in encodings:
-        ids, types = encoding.ids, encoding.type_ids
-        if len(ids) > max_length:  # keep the closing [SEP]
-            ids, types = [*ids[: max_length - 1], special.sep], types[:max_length]
-        rows.append((ids, types))
+    long = sum(len(encoding.ids) > max_length for encoding in encodings)
+    if long and warn:
+        warnings.warn(f"{long} of {len(texts)} texts are longer than {max_length} tokens and were cut.", stacklevel=3)
+    rows = [_cut(encoding, max_length) for encoding in encodings]
     length = max(len(ids) for ids, _ in rows)
     batch = {key: torch.zeros(len(rows), length, dtype=torch.long) for key in ("attention_mask", "token_type_ids")}
     batch["input_ids"] = torch.full((len(rows), length), special.pad)
@@ -181,6 +182,25 @@ def encode_texts(tokenizer: Tokenizer, raw: Any, max_length: int) -> dict[str, T
         batch["token_type_ids"][row, : len(ids)] = torch.tensor(types)
         batch["attention_mask"][row, : len(ids)] = 1
     return batch
+
+
+def _cut(encoding: Encoding, max_length: int) -> tuple[list[int], list[int]]:
+    """Ids and segment ids of at most `max_length` tokens; special tokens stay."""
+    ids, types = encoding.ids, encoding.type_ids
+    if len(ids) <= max_length:
+        return ids, types
+    owners = encoding.sequence_ids  # None for special tokens
+    left = [owners.count(0), owners.count(1)]
+    room = max_length - (len(ids) - sum(left))
+    while sum(left) > room:
+        left[0 if left[0] > left[1] else 1] -= 1
+    keep, seen = [], [0, 0]
+    for at, owner in enumerate(owners):
+        if owner is not None:
+            seen[owner] += 1
+        if owner is None or seen[owner] <= left[owner]:
+            keep.append(at)
+    return [ids[at] for at in keep], [types[at] for at in keep]
 
 
 def _as_text(item: Any) -> str | tuple[str, str]:

@@ -87,4 +87,4 @@ class TextModule(ZooModule):
         """Strings, pairs, or Paths of text files (one or a list) to a batch; see `zoo.nn.text.encode_texts`."""
         if self.tokenizer is None:
             raise ZooError("This model has no tokenizer: give its `tokenizer` argument the path or hub id of one.")
-        return encode_texts(self.tokenizer, raw, self.hparams.max_positions)
+        return encode_texts(self.tokenizer, raw, self.hparams.max_positions, warn=True)

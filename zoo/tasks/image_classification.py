@@ -10,14 +10,14 @@ from timm.layers import LayerScale, resample_abs_pos_embed
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError, did_you_mean
-from zoo.module import StateDict, ZooModule
+from zoo.module import StateDict
 from zoo.nn.images import preprocess_images
 from zoo.nn.patches import sincos_positions
 from zoo.optim import adamw, clip_gradients, layer_decay_groups, resolve_lr, warmup_cosine
-from zoo.tasks.start import check_image_size, classes_in_data, start_model
+from zoo.tasks.evaluation import ImageClassifier
+from zoo.tasks.start import check_image_size, start_model
 
 NETWORK: dict[str, Any] = {
     "img_size": 224,
@@ -38,7 +38,7 @@ NETWORK: dict[str, Any] = {
 """What `network` may say, in timm's terms, and the value of what it leaves out: MAE's ViT-B/16."""
 
 
-class ImageClassification(ZooModule):
+class ImageClassification(ImageClassifier):
     """A timm ViT with a classifier, started from a backbone of the zoo or from scratch.
 
     Give `backbone` (start from pre-trained weights) or `network` (timm's arguments, random weights). A checkpoint of
@@ -133,9 +133,7 @@ class ImageClassification(ZooModule):
 
     def _build(self, num_classes: int) -> None:
         h = self.hparams
-        if num_classes < 2:
-            raise ZooError(f"There must be at least two classes to tell apart, not {num_classes}.")
-        self.num_classes = num_classes
+        self._count_classes(num_classes)
         args = dict(self.network)
         norm_layer = partial(nn.LayerNorm, eps=args.pop("norm_eps"))
         self.backbone = VisionTransformer(
@@ -157,10 +155,6 @@ class ImageClassification(ZooModule):
             self.criterion: nn.Module = SoftTargetCrossEntropy()
         else:
             self.criterion = LabelSmoothingCrossEntropy(h.label_smoothing)
-        scores = {"acc1": 1} | ({"acc5": 5} if num_classes > 5 else {})
-        self.accuracy = nn.ModuleDict(
-            {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in scores.items()}
-        )
 
     def _load_start(self, state: StateDict) -> None:
         own = self.backbone.state_dict()
@@ -181,12 +175,7 @@ class ImageClassification(ZooModule):
 
     def setup(self, stage: str) -> None:
         check_image_size(self, self.image_size, ", or model.image_size to what the data gives")
-        if not hasattr(self, "num_classes"):
-            self._build(classes_in_data(self))
-        elif getattr(self.trainer, "datamodule", None) is not None and classes_in_data(self) != self.num_classes:
-            raise ZooError(
-                f"The data has {classes_in_data(self)} classes, the model {self.num_classes}: set model.num_classes."
-            )
+        self._match_classes()
 
     # ------------------------------------------------------------------ the representation
 
@@ -231,25 +220,6 @@ class ImageClassification(ZooModule):
         loss = self.criterion(self.classify(images).float(), labels)
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
-
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """(B, num_classes) probabilities."""
-        return self.classify(batch[0] if isinstance(batch, list | tuple) else batch).float().softmax(-1)
-
-    def _evaluate(self, batch: tuple[Tensor, ...], stage: str) -> None:
-        images, labels = batch[:2]
-        logits = self.classify(images).float()
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.log(f"{stage}/loss", loss, sync_dist=True, batch_size=len(images))
-        for name, metric in self.accuracy.items():
-            metric(logits, labels)
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(images))
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
-from zoo.module import StateDict, ZooModule
+from zoo.module import StateDict
 from zoo.nn.images import preprocess_images
+from zoo.nn.resnets import build_resnet
 from zoo.optim import norm_bias_groups, one_cycle
-from zoo.tasks.start import check_image_size, classes_in_data, image_size_of, start_model
+from zoo.tasks.evaluation import ImageClassifier
+from zoo.tasks.start import check_image_size, image_size_of, start_model
 
 
-class ResNetClassification(ZooModule):
+class ResNetClassification(ImageClassifier):
     """A timm ResNet with a fresh classifier, started from a backbone of the zoo or from scratch.
 
     Give `backbone` (start from pre-trained weights) or `network` (a timm ResNet with random weights). A checkpoint of
@@ -28,7 +28,7 @@ class ResNetClassification(ZooModule):
 
     Args:
         backbone: a zoo name, a manifest, a checkpoint or a run folder whose backbone is a timm ResNet.
-        network: instead of `backbone`: name of a timm ResNet.
+        network: instead of `backbone`: name of a timm ResNet. width: factor of its channels.
         num_classes: None takes it from the data.
         image_size: side of the images in pixels; None takes the data's (a ResNet takes any).
         lr, momentum, weight_decay: SGD; norm layers and biases do not decay.
@@ -44,6 +44,7 @@ class ResNetClassification(ZooModule):
         self,
         backbone: str | None = None,
         network: str | None = None,
+        width: float = 1.0,
         num_classes: int | None = None,
         image_size: int | None = None,
         lr: float = 0.015,
@@ -70,21 +71,17 @@ class ResNetClassification(ZooModule):
             encoder = model.backbone
             if not isinstance(encoder, ResNet):
                 raise ZooError(f"{backbone} has a {type(encoder).__name__}; this task fine-tunes timm's ResNets only.")
-            network = str(model.hparams.get("network"))
+            network, width = str(model.hparams.get("network")), model.hparams.get("width", 1.0)
             image_size = image_size or image_size_of(model)
             self._start = encoder.state_dict()
         assert network is not None
-        if network not in timm.list_models(module="resnet"):
-            raise ZooError(f"There is no ResNet {network!r} in timm.")
-        self.network, self.image_size = network, image_size
+        self.network, self.width, self.image_size = network, width, image_size
         if num_classes is not None:
             self._build(num_classes)
 
     def _build(self, num_classes: int) -> None:
-        if num_classes < 2:
-            raise ZooError(f"There must be at least two classes to tell apart, not {num_classes}.")
-        self.num_classes = num_classes
-        self.backbone = timm.create_model(self.network, num_classes=num_classes, zero_init_last=False)
+        self._count_classes(num_classes)
+        self.backbone = build_resnet(self.network, num_classes, self.width)
         if self._start is not None:
             body = {key: value for key, value in self._start.items() if not key.startswith("fc.")}
             missing, unexpected = self.backbone.load_state_dict(body, strict=False)
@@ -95,10 +92,6 @@ class ResNetClassification(ZooModule):
         if self.hparams.channels_last:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.hparams.label_smoothing)
-        scores = {"acc1": 1} | ({"acc5": 5} if num_classes > 5 else {})
-        self.accuracy = nn.ModuleDict(
-            {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in scores.items()}
-        )
 
     def setup(self, stage: str) -> None:
         # A ResNet takes images of any size, so only an explicit wish is held against the data.
@@ -106,12 +99,7 @@ class ResNetClassification(ZooModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             self.image_size = data.hparams.get("image_size") or self.image_size
-        if not hasattr(self, "num_classes"):
-            self._build(classes_in_data(self))
-        elif data is not None and classes_in_data(self) != self.num_classes:
-            raise ZooError(
-                f"The data has {classes_in_data(self)} classes, the model {self.num_classes}: set model.num_classes."
-            )
+        self._match_classes()
 
     # ------------------------------------------------------------------ the representation
 
@@ -138,24 +126,6 @@ class ResNetClassification(ZooModule):
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """(B, num_classes) probabilities."""
-        return self.classify(batch[0] if isinstance(batch, list | tuple) else batch).float().softmax(-1)
-
-    def _evaluate(self, batch: tuple[Tensor, ...], stage: str) -> None:
-        images, labels = batch[:2]
-        logits = self.classify(images).float()
-        self.log(f"{stage}/loss", nn.functional.cross_entropy(logits, labels), sync_dist=True, batch_size=len(images))
-        for name, metric in self.accuracy.items():
-            metric(logits, labels)
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(images))
-
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
         heads = {
@@ -179,6 +149,7 @@ class ResNetClassification(ZooModule):
         hparams |= {
             "backbone": None,
             "network": self.network,
+            "width": self.width,
             "num_classes": self.num_classes,
             "image_size": self.image_size,
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
@@ -17,18 +16,14 @@ from torchmetrics.classification import (
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from zoo.errors import ZooError
-from zoo.module import StateDict, ZooModule, full_precision
-from zoo.nn.text import pack_tokenizer
-from zoo.nn.text_module import FROM_DATA, TextModule
-from zoo.optim import clip_gradients
-from zoo.optim_text import BertAdam, Schedule, linear_schedule, text_groups
-from zoo.tasks.start import classes_in_data, describe_model, start_model
+from zoo.module import full_precision
+from zoo.optim_text import Schedule
+from zoo.tasks.start import classes_in_data
 from zoo.tasks.text_heads import ClassificationHead
+from zoo.tasks.text_task import Batch, TextTask
 
-Batch = dict[str, Tensor]
 
-
-class TextClassification(TextModule):
+class TextClassification(TextTask):
     """An encoder of the zoo with dropout and a linear layer on [CLS].
 
     A checkpoint carries the encoder's description and the tokenizer, so it loads without the backbone it started from.
@@ -38,7 +33,7 @@ class TextClassification(TextModule):
             the classes are as many); `{class_path, init_args}` starts from scratch.
         pretrained: False takes the backbone's network with random weights: the from-scratch baseline.
         truncate_layers: keep only this many of the encoder's bottom layers.
-        num_classes: None takes it from the data; 1 is regression.
+        num_classes: None takes it from the data; 1 is regression. classes: their names, taken from the data too.
         regression: predict a number (squared error) instead of a class.
         loss_reduction: "mean", or "sum" over the batch before clipping, as ELECTRA's released code has it.
         dropout: before the linear layer.
@@ -54,6 +49,7 @@ class TextClassification(TextModule):
         pretrained: bool = True,
         truncate_layers: int | None = None,
         num_classes: int | None = None,
+        classes: list[str] | None = None,
         regression: bool = False,
         loss_reduction: Literal["mean", "sum"] = "mean",
         dropout: float = 0.1,
@@ -73,46 +69,12 @@ class TextClassification(TextModule):
         super().__init__()
         self.save_hyperparameters()
         # Not through hparams: a subclass need not have these arguments.
-        self.regression, self.loss_reduction = regression, loss_reduction
+        self.regression = regression
+        self.classes = classes
         self.official_layer_decay = official_layer_decay
-        model = start_model(backbone)
-        if not pretrained:
-            model = start_model(describe_model(model))
-        self._start_head: StateDict | None = None
-        if isinstance(model, TextClassification):  # go on from a distilled or fine-tuned one, its classifier included
-            self._start_head = model.head.state_dict() if pretrained else None
-            model = model.encoder
-        if not isinstance(model, TextModule) or not hasattr(model, "forward_tokens"):
-            raise ZooError(f"{backbone} is no text model: this task fine-tunes encoders of text.")
-        self.encoder: Any = model.train()
-        if truncate_layers is not None:
-            layers = model.backbone.encoder.layer
-            if not 0 < truncate_layers <= len(layers):
-                raise ZooError(f"truncate_layers lies from 1 to the encoder's {len(layers)}, not at {truncate_layers}.")
-            del layers[truncate_layers:]
-        self._drop_pretraining_parts(model)
-        own = tokenizer or (None if model.hparams.get("tokenizer") == FROM_DATA else model.hparams.get("tokenizer"))
-        self.hparams.update(
-            tokenizer=own, vocab_size=model.hparams.vocab_size, max_positions=model.hparams.max_positions
-        )
+        self._start_head = self.start_from(backbone, pretrained, truncate_layers, tokenizer)
         if num_classes is not None or regression:
             self._build(1 if regression else int(num_classes))  # type: ignore[arg-type]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The task's own tokenizer, else the encoder's."""
-        return super().tokenizer or self.encoder.tokenizer
-
-    @staticmethod
-    def _drop_pretraining_parts(model: ZooModule) -> None:
-        for name, child in list(model.named_children()):
-            if child is not model.backbone and name != "pooler":
-                setattr(model, name, None)
-
-    @property
-    def backbone(self) -> Any:  # type: ignore[override]
-        """The bare encoder."""
-        return self.encoder.backbone
 
     def _build(self, num_outputs: int) -> None:
         if not self.regression and num_outputs < 2:
@@ -139,7 +101,10 @@ class TextClassification(TextModule):
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(self, "head"):
             self._build(classes_in_data(self))
-        elif data is not None and getattr(data, "num_classes", self.num_outputs) != self.num_outputs:
+        names = getattr(data, "classes", None)
+        if stage == "fit" and names and len(names) == self.num_outputs:
+            self.classes = list(names)
+        if data is not None and getattr(data, "num_classes", self.num_outputs) != self.num_outputs:
             raise ZooError(
                 f"The data has {data.num_classes} classes, the model {self.num_outputs}: set model.num_classes."
             )
@@ -169,7 +134,7 @@ class TextClassification(TextModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(self.classify(batch), batch["label"])
         self.log("train/loss", losses.mean().detach(), batch_size=len(losses))
-        return losses.sum() if self.loss_reduction == "sum" else losses.mean()
+        return self.reduce(losses)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -202,33 +167,5 @@ class TextClassification(TextModule):
         self.log_dict(values, prog_bar=True)
         self.metrics.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        h = self.hparams
-        groups = text_groups(
-            self,
-            lr=h.lr,
-            weight_decay=h.weight_decay,
-            layer_decay=h.layer_decay,
-            num_layers=len(self.backbone.encoder.layer),
-            official_layer_decay=self.official_layer_decay,
-        )
-        optimizer = BertAdam(groups, lr=h.lr, betas=tuple(h.betas), eps=h.eps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": linear_schedule(self, optimizer, warmup=h.warmup, kind=h.schedule),
-        }
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        clip_gradients(self, self.hparams.clip_grad, "global", gradient_clip_val)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        # What it became, not where it started.
-        hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
-        hparams |= {"backbone": describe_model(self.encoder), "pretrained": True, "num_classes": self.num_outputs}
-        if self.encoder.tokenizer is None and self._tokenizer is not None:  # it came with the data
-            hparams["tokenizer"] = pack_tokenizer(self._tokenizer)
-        known = inspect.signature(type(self).__init__).parameters
-        checkpoint["hyper_parameters"] = {key: value for key, value in hparams.items() if key in known}
+    def became(self) -> dict[str, Any]:
+        return {"num_classes": self.num_outputs, "classes": self.classes}

@@ -96,11 +96,31 @@ class SpanHead(nn.Module):
         return self.end(F.gelu(hidden)).squeeze(-1)
 
 
+class EndsHead(nn.Module):
+    """BERT's question-answering head: two independent logits a token; both ends at [CLS] mean no answer."""
+
+    def __init__(self, width: int, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, 2)
+        nn.init.trunc_normal_(self.dense.weight, std=init_std, a=-2 * init_std, b=2 * init_std)
+        nn.init.zeros_(self.dense.bias)
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor, types: Tensor, starts: Tensor | None = None, beam: int = 20
+    ) -> SpanOutput:
+        """Encoder output (B, L, D) to scores of both ends, over all L places as BERT's code has it."""
+        start_logits, end_logits = self.dense(tokens).unbind(-1)
+        null = start_logits[:, 0] + end_logits[:, 0]
+        return SpanOutput(start_logits, null, end_logits)
+
+
 def span_loss(out: SpanOutput, starts: Tensor, ends: Tensor, impossible: Tensor, weight: float = 0.5) -> Tensor:
-    """(B,) (CE of start + CE of end) / 2 + `weight` * BCE of "no answer"."""
+    """(B,) (CE of start + CE of end) / 2 + `weight` * BCE of "no answer"; weight 0 leaves the latter out."""
     assert out.end_logits is not None
     spans = F.cross_entropy(out.start_logits, starts, reduction="none")
     spans = spans + F.cross_entropy(out.end_logits, ends, reduction="none")
+    if not weight:
+        return spans / 2
     answerable = F.binary_cross_entropy_with_logits(out.answerable_logit, impossible.float(), reduction="none")
     return spans / 2 + weight * answerable
 

@@ -1,5 +1,6 @@
 """Fractal pre-training: images without images."""
 
 from zoo.papers.fractals.module import FractalPretraining
+from zoo.papers.fractals.simsiam import FractalSimSiam
 
-__all__ = ["FractalPretraining"]
+__all__ = ["FractalPretraining", "FractalSimSiam"]

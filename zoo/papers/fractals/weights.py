@@ -28,3 +28,20 @@ def from_official(state: StateDict) -> StateDict:
 def to_official(state: StateDict) -> StateDict:
     """Ours to the names of the official script."""
     return {_LIGHTNING + key.removeprefix(_OURS): value for key, value in state.items() if key.startswith(_OURS)}
+
+
+def from_official_simsiam(state: StateDict) -> StateDict:
+    """As `from_official`, with the projector that the official script puts in place of `fc`."""
+    renamed = {}
+    for key, value in from_official(state).items():
+        bare = key.removeprefix(_OURS)
+        own = bare.startswith("predictor.")
+        renamed[bare if own else key.replace(f"{_OURS}fc.", "projector.", 1)] = value
+    return renamed
+
+
+def to_official_simsiam(state: StateDict) -> StateDict:
+    """Ours to the names of the official script, the projector at `model.fc`."""
+    renamed = {key.replace("projector.", f"{_OURS}fc.", 1): value for key, value in state.items()}
+    heads = {key: value for key, value in state.items() if key.startswith("predictor.")}
+    return to_official(renamed) | heads

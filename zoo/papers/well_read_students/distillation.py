@@ -49,6 +49,7 @@ class Distillation(TextClassification):
         pretrained: bool = True,
         truncate_layers: int | None = None,
         num_classes: int | None = None,
+        classes: list[str] | None = None,
         dropout: float = 0.1,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
@@ -68,12 +69,13 @@ class Distillation(TextClassification):
             taught = start_model(teacher)
             if not isinstance(taught, TextClassification) or taught.regression:
                 raise ZooError(f"{teacher} is no fine-tuned text classifier: a teacher gives class probabilities.")
-            num_classes = taught.num_outputs
+            num_classes, classes = taught.num_outputs, taught.classes or classes
         super().__init__(
             backbone=backbone,
             pretrained=pretrained,
             truncate_layers=truncate_layers,
             num_classes=num_classes,
+            classes=classes,
             dropout=dropout,
             lr=lr,
             weight_decay=weight_decay,

@@ -1,4 +1,4 @@
-"""The picture of masked language modelling: text with its masked words, the guesses, and what stood there."""
+"""Pictures: text with its masked words and the model's guesses; the accuracy of each way to train a student."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from zoo.nn.text import tokens_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+CURVES = {
+    "masked-token loss": ("train/mlm_loss", "val/mlm_loss"),
+    "masked-token accuracy": ("val/mlm_acc", "val/unigram_acc"),
+    "next-sentence loss": ("train/nsp_loss", "val/nsp_loss"),
+    "next-sentence accuracy": ("val/nsp_acc",),
+}
 _LINE, _ROWS = 118, 4  # characters a line, lines a text
 
 
@@ -59,5 +65,27 @@ def draw_guesses(tokenizer: Tokenizer, input_ids: Tensor, out: Any, max_texts: i
     figure.suptitle(
         "Framed: a masked word and the model's guess (green right, red wrong; above it the original).", fontsize=10
     )
+    figure.tight_layout()
+    return figure
+
+
+def draw_comparison(scores: dict[str, list[float]], titles: dict[str, str]) -> Figure:
+    """A bar a method (mean), a dot a seed, the teacher as a line. `scores` maps "teacher" and methods to accuracies."""
+    methods = [key for key in scores if key != "teacher"]
+    figure, axis = plt.subplots(figsize=(8, 0.55 * len(methods) + 1.6))
+    for row, key in enumerate(reversed(methods)):
+        values = scores[key]
+        colour = "tab:blue" if key.endswith("D") else "tab:gray"
+        axis.barh(row, 100 * sum(values) / len(values), color=colour, alpha=0.55, height=0.62)
+        axis.scatter([100 * value for value in values], [row] * len(values), color="black", s=14, zorder=3)
+    axis.axvline(100 * scores["teacher"][0], color="tab:green", linestyle="--", label="teacher")
+    axis.set_yticks(range(len(methods)), [f"{titles[key]}  ({key})" for key in reversed(methods)])
+    every = [100 * value for values in scores.values() for value in values]
+    axis.set_xlim(max(0, min(every) - 10), min(100, max(every) + 5))
+    axis.set_xlabel("development accuracy (%)")
+    axis.set_title("Blue: learned from the teacher's probabilities; grey: from the labels. Dots: seeds.", fontsize=9)
+    axis.legend(loc="lower right")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
     figure.tight_layout()
     return figure

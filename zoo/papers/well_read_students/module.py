@@ -246,6 +246,13 @@ class CompactBert(TextModule):
 
     def figures(self, batch: Batch) -> dict[str, Any]:
         """The first sentences with what the model guesses for the masked words, and the curves of the run."""
+        from zoo.callbacks.curves import draw_curves
+        from zoo.papers.well_read_students.figures import CURVES
+
+        curves = draw_curves(self.trainer, CURVES, baselines=("val/unigram_acc",))
+        return self._guesses(batch) | ({} if curves is None else {"curves": curves})
+
+    def _guesses(self, batch: Batch) -> dict[str, Any]:
         from zoo.papers.well_read_students.figures import draw_guesses
 
         if self.tokenizer is None or self.mlm_head is None:

@@ -1,0 +1,180 @@
+"""Gland segmentation (GlaS, Sirinukunwattana et al. 2017): pictures with an annotation of the same stem beside each.
+
+    train_1.bmp  train_1_anno.bmp  ...  testA_1.bmp  testA_1_anno.bmp  testB_1.bmp  testB_1_anno.bmp
+
+Own data fits as well: name them `train_*` and `test*`, in any image format, with a mask `*_anno` that is 0 on the
+background.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.base import ZooDataModule
+from datamodules.images import IMAGE_SUFFIXES
+from zoo.errors import ZooError
+
+_MARK = "_anno"
+_TURNS = (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE,
+)  # fmt: skip
+
+
+class GlaSDataModule(ZooDataModule):
+    """Pictures and masks as `(images uint8 (B, 3, H, W), masks uint8 (B, 1, H, W))`, 1 where there is any gland.
+
+    Training: a random square of 80 to 85 % of the shorter side, resized to `image_size`, turned or mirrored in one of
+    seven ways with probability one half (the official augmentation). Held out: whole pictures, filled up with black to
+    the largest of a batch and to `image_size` at least; the task looks at their corners.
+
+    Args:
+        root: folder with the files.
+        image_size: side of the training squares in pixels.
+        batch_size: pictures of one step on one device.
+        augment: False takes the centre square without turns.
+        crop_range: (least, most) side of the square as a share of the picture's shorter side.
+        num_workers, pin_memory, mean, std: see `ZooDataModule`; the official runs take pixels from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 448,
+        batch_size: int = 8,
+        augment: bool = True,
+        crop_range: tuple[float, float] = (0.8, 0.85),
+        num_workers: int = 4,
+        pin_memory: bool | None = None,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__(batch_size, num_workers, pin_memory, mean, std)
+        self.save_hyperparameters(logger=False)
+        if image_size < 32 or image_size % 32:
+            raise ZooError(f"A U-Net halves the side five times: image_size is a multiple of 32, not {image_size}.")
+        if not 0 < crop_range[0] <= crop_range[1] <= 1:
+            raise ZooError(f"crop_range is (least, most) up to 1, not {tuple(crop_range)}.")
+        self.train_data: _Pairs | None = None
+        self.val_data: _Pairs | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_data is None:
+            h = self.hparams
+            crop = _Square(h.image_size, tuple(h.crop_range), h.augment)
+            self.train_data = _Pairs(find_pairs(h.root, "train"), crop)
+            self.val_data = _Pairs(find_pairs(h.root, "test"), None)
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.train_data is not None
+        return self.loader(self.train_data, train=True)
+
+    def val_dataloader(self) -> DataLoader:
+        assert self.val_data is not None
+        return self.loader(self.val_data, train=False, collate_fn=_FillUp(self.hparams.image_size))
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def raw_sample(self) -> Image.Image:
+        """The first held-out picture."""
+        self.setup()
+        assert self.val_data is not None
+        return _open(self.val_data.pairs[0][0]).convert("RGB")
+
+
+def find_pairs(root: str | Path, prefix: str) -> list[tuple[Path, Path]]:
+    """(picture, annotation) of every file of a split, paired by stem and in the order of their names.
+
+    The official reader sorts pictures and annotations apart, by number alone, so that testA_1 and testB_1 may swap.
+    """
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise ZooError(f"There is no data folder {str(path)!r}: give one with --data.root.")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    masks = {file.stem.removesuffix(_MARK): file for file in files if file.stem.endswith(_MARK)}
+    pictures = [file for file in files if not file.stem.endswith(_MARK) and file.name.startswith(prefix)]
+    if not pictures:
+        raise ZooError(f"{path} has no pictures {prefix}*: it should hold train_1.bmp, train_1_anno.bmp and so on.")
+    for picture in pictures:
+        if picture.stem not in masks:
+            raise ZooError(f"{picture} has no annotation {picture.stem}{_MARK} beside it.")
+    return [(picture, masks[picture.stem]) for picture in pictures]
+
+
+class _Pairs(Dataset):
+    def __init__(self, pairs: list[tuple[Path, Path]], transform: _Square | None) -> None:
+        self.pairs, self.transform = pairs, transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture, mask = _open(self.pairs[index][0]).convert("RGB"), _open(self.pairs[index][1])
+        # Glands are numbered; what matters is whether there is one.
+        mask = Image.fromarray((np.asarray(mask.convert("L") if mask.mode == "RGB" else mask) > 0).astype(np.uint8))
+        if picture.size != mask.size:
+            raise ZooError(f"{self.pairs[index][1]} has {mask.size} pixels, its picture {picture.size}.")
+        if self.transform is not None:
+            picture, mask = self.transform(picture, mask)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(mask))[None]
+
+
+class _Square:
+    """A square of the picture and the same of its mask; draws from Python's global generator, which runs seed."""
+
+    def __init__(self, size: int, share: tuple[float, float], augment: bool) -> None:
+        self.size, self.share, self.augment = size, share, augment
+
+    def __call__(self, *images: Image.Image) -> list[Image.Image]:
+        width, height = images[0].size
+        if self.augment:
+            side = max(1, int(random.uniform(*self.share) * min(width, height)))
+            left, top = random.randint(0, width - side), random.randint(0, height - side)
+        else:
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        # A mask between two values would be half a gland.
+        ways = (Image.Resampling.BILINEAR, Image.Resampling.NEAREST)
+        out = [image.resize((self.size,) * 2, way, box) for image, way in zip(images, ways, strict=True)]
+        if self.augment and random.random() > 0.5:
+            turn = random.choice(_TURNS)
+            out = [image.transpose(turn) for image in out]
+        return out
+
+
+class _FillUp:
+    """A batch of the size of its largest picture, the rest black and without glands."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def __call__(self, samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        height, width = (max(self.least, *(image.shape[axis] for image, _ in samples)) for axis in (1, 2))
+        filled = [
+            [F.pad(part, (0, width - part.shape[2], 0, height - part.shape[1])) for part in parts]
+            for parts in zip(*samples, strict=True)
+        ]
+        return torch.stack(filled[0]), torch.stack(filled[1])
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+        return image
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise ZooError(f"Cannot read the image {path} ({str(error).split(':')[0]}).") from error
