@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from zoo import catalog, hub, loading
-from zoo.cli import compare, driving, folds, students, volumes
+from zoo.cli import compare, driving, faces, folds, students, volumes
 from zoo.cli.fractals import fractals
 from zoo.cli.predict import predict
 from zoo.cli.tables import print_facts, print_table
@@ -54,6 +54,7 @@ class DType(StrEnum):
 
 app.add_typer(fractals)
 app.add_typer(driving.app, name="driving")
+app.add_typer(faces.app, name="faces")
 app.add_typer(students.app, name="students")
 
 

@@ -1,0 +1,302 @@
+"""A downstream task's data as a DataModule: official layouts or rendered faces, few-shot subsets, disjoint people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from datamodules.base import ZooDataModule, normalize
+from datamodules.faces import identities, layouts, meshes
+from datamodules.faces.layouts import Annotations
+from datamodules.faces.normalisation import error_scale
+from datamodules.faces.rendered_tasks import rendered_tasks
+from datamodules.faces.shots import check_disjoint, few_shot, read_index_file
+from datamodules.faces.sources import decode
+from zoo.errors import ZooError, did_you_mean
+
+DATASETS = {
+    "recognition": ("rendered", "identities"),
+    "landmarks": ("rendered", "300w", "wflw", "cofw", "aflw"),
+    "action_units": ("rendered", "disfa", "bp4d"),
+    "valence_arousal": ("rendered", "affectnet"),
+    "reconstruction3d": ("rendered", "3dmm"),
+    "attributes": ("rendered", "folders"),
+}
+NORMALISATION = {"300w": "inter_ocular", "wflw": "inter_ocular", "cofw": "inter_ocular", "aflw": "box_diagonal"}
+_READERS = {"300w": layouts.read_300w, "wflw": layouts.read_wflw, "cofw": layouts.read_cofw, "aflw": layouts.read_aflw,
+            "bp4d": layouts.read_bp4d, "affectnet": layouts.read_affectnet}  # fmt: skip
+
+
+class FaceCrops(Dataset):
+    """Samples of annotated pictures: the face is cut out with a margin and brought to (size, size).
+
+    Args:
+        annotations: what is in the pictures. task: how targets are meant. size: side in pixels.
+        margin: share of the box's longer side that is added on every side; the cut is square.
+        scale: (n,) what errors are divided by, in pixels of the pictures (landmarks) or units of the mesh.
+    """
+
+    def __init__(
+        self, annotations: Annotations, task: str, size: int, margin: float = 0.15, scale: np.ndarray | None = None
+    ) -> None:
+        self.annotations, self.task, self.size, self.margin, self.scale = annotations, task, size, margin, scale
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def subjects(self) -> list[int] | None:
+        """Who is in each picture, if the data set says."""
+        return None if self.annotations.subjects is None else self.annotations.subjects.tolist()
+
+    def picture(self, index: int) -> Image.Image:
+        """The whole picture in RGB. Raises `ZooError` that names it."""
+        source = self.annotations.images[index]
+        try:
+            if isinstance(source, np.ndarray):
+                return Image.fromarray(source.astype(np.uint8)).convert("RGB")
+            return decode(Path(source).read_bytes(), exif=False).convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
+            raise ZooError(
+                f"Cannot read the picture {source if isinstance(source, Path) else index} ({reason})."
+            ) from error
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, boxes = self.picture(index), self.annotations.boxes
+        left, top, side = 0, 0, max(image.size)
+        if boxes is not None:
+            x0, y0, x1, y1 = boxes[index]
+            # Whole pixels, so that the cut and its landmarks agree; what lies outside the picture is black.
+            side = round(max(x1 - x0, y1 - y0) * (1 + 2 * self.margin))
+            left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
+        if side < 2:
+            raise ZooError(f"The face box of picture {index} has no size.")
+        cut = image.crop((left, top, left + side, top + side))
+        cut = cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        target = self.annotations.targets[index]
+        sample: dict[str, Any] = {"image": torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()}
+        if self.task in ("recognition", "attributes"):
+            sample["target"] = torch.tensor(int(target))
+        elif self.task == "landmarks":
+            sample["target"] = torch.as_tensor((target + 0.5 - [left, top]) / side, dtype=torch.float32)
+        else:
+            sample["target"] = torch.as_tensor(target, dtype=torch.float32)
+        if self.scale is not None:
+            sample["scale"] = float(self.scale[index]) / (side if self.task == "landmarks" else 1.0)
+        if self.annotations.subsets:
+            sample["subsets"] = torch.tensor([bool(flags[index]) for flags in self.annotations.subsets.values()])
+        if self.annotations.subjects is not None:
+            sample["subject"] = int(self.annotations.subjects[index])
+        return sample
+
+
+class FaceTaskDataModule(ZooDataModule):
+    """One of the five downstream tasks.
+
+    Batches are dicts: `image` float (B, 3, S, S), `target`, and `scale` (B,) for landmarks and meshes; `subsets` (B, n)
+    where the data set groups its pictures.
+
+    Args:
+        task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
+        dataset: "rendered", or an official layout: identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa,
+            bp4d, affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test); folders of classes for attributes.
+        root: its folder; identities, folders and 3dmm want `train/` and `test/` below it.
+        image_size: side of the square cut-outs in pixels.
+        batch_size: samples of one step on one device.
+        shot: how many labels to train with: a number of samples above 1, or a share; 1.0 is all.
+        shot_file: a few-shot index file (`zoo faces shots`) to take `shot` from instead of drawing it.
+        shot_seed: of the draw.
+        fold: which third of DISFA's subjects tests.
+        basis: for 3dmm, an `.npz` with the face model (`datamodules.faces.meshes.read_basis`).
+        normalisation: of landmark errors: inter_ocular, inter_pupil, box_diagonal, box_size; None takes the data set's.
+        margin: see `FaceCrops`.
+        std_red: as in pre-training.
+        flip: probability of mirroring a training picture (not for landmarks and meshes: points would trade places).
+        rendered_train, rendered_test, rendered_identities, rendered_seed: the rendered faces.
+        num_workers, pin_memory: see `ZooDataModule`.
+    """
+
+    def __init__(
+        self,
+        task: Literal[
+            "recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"
+        ] = "landmarks",
+        dataset: str = "rendered",
+        root: str = "rendered",
+        image_size: int = 224,
+        batch_size: int = 64,
+        shot: float = 1.0,
+        shot_file: str | None = None,
+        shot_seed: int = 0,
+        fold: int = 0,
+        basis: str | None = None,
+        normalisation: str | None = None,
+        margin: float = 0.15,
+        std_red: float = 0.228,
+        flip: float = 0.0,
+        rendered_train: int = 1000,
+        rendered_test: int = 500,
+        rendered_identities: int = 50,
+        rendered_seed: int = 0,
+        num_workers: int = 8,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__(batch_size, num_workers, pin_memory, (0.485, 0.456, 0.406), (std_red, 0.224, 0.225))
+        self.save_hyperparameters()
+        if dataset not in DATASETS[task]:
+            raise ZooError(f"{task} has no data set {dataset!r}.{did_you_mean(dataset, DATASETS[task])} "
+                           f"It takes {', '.join(DATASETS[task])}.")  # fmt: skip
+        if flip and task in ("landmarks", "reconstruction3d"):
+            raise ZooError(f"flip would exchange left and right points of {task}: set data.flip to 0.")
+        self.data: dict[str, Any] | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.data is None:
+            self.data = self._open()
+            if self.data["subjects"] is not None and getattr(self.data["test"], "subjects", None) is not None:
+                check_disjoint(self.data["subjects"], self.data["test"].subjects)
+
+    def _open(self) -> dict[str, Any]:
+        h = self.hparams
+        if h.dataset == "rendered":
+            every = rendered_tasks(
+                h.image_size, h.rendered_train, h.rendered_test, h.rendered_identities, h.rendered_seed
+            )
+            return every[h.task]
+        root = Path(h.root).expanduser()
+        if not root.is_dir():
+            raise ZooError(f"There is no data folder {str(root)!r}: give one with --data.root.")
+        options: dict[str, Any] = {}
+        if h.dataset in ("identities", "folders", "3dmm"):
+            for name in ("train", "test"):
+                if not (root / name).is_dir():
+                    raise ZooError(f"{root} needs the folders train and test; there is no {name}.")
+        if h.dataset == "identities":
+            parts = [identities.read_identities(root / name) for name in ("train", "test")]
+            names = [{path.parent.name for path in part.images} for part in parts]
+            both = sorted(names[0] & names[1])
+            if both:
+                raise ZooError(f"{len(both)} identity folders are in both train and test: results would be too good.")
+            parts[1].subjects = parts[1].targets + len(names[0])
+            outputs, scales = int(parts[0].targets.max()) + 1, [None, None]
+        elif h.dataset == "folders":
+            parts = [identities.read_identities(root / name) for name in ("train", "test")]
+            names = [sorted({path.parent.name for path in part.images}) for part in parts]
+            if names[0] != names[1]:
+                raise ZooError(
+                    f"{root}: train has the classes {names[0][:5]}, test {names[1][:5]}: they must be the same."
+                )
+            for part in parts:
+                part.subjects = None
+            outputs, scales = len(names[0]), [None, None]
+        elif h.dataset == "3dmm":
+            if h.basis is None:
+                raise ZooError(
+                    "3dmm needs a face model: give its .npz with --data.basis (see datamodules.faces.meshes)."
+                )
+            basis = meshes.read_basis(Path(h.basis))
+            parts = [meshes.read_3dmm(root / name, basis) for name in ("train", "test")]
+            outer = basis.landmarks[[36, 45]]
+            scales = [np.linalg.norm(part.targets[:, outer[0]] - part.targets[:, outer[1]], axis=1) for part in parts]
+            outputs = len(basis.mean)
+            options = {"triangles": torch.as_tensor(basis.triangles.astype(np.int64))}
+        else:
+            if h.dataset == "disfa":
+                parts = [layouts.read_disfa(root, name, h.fold) for name in ("train", "test")]
+            else:
+                parts = [_READERS[h.dataset](root, name) for name in ("train", "test")]
+            outputs, scales = parts[0].targets.shape[1], [None, None]
+            if h.task == "landmarks":
+                how = h.normalisation or NORMALISATION[h.dataset]
+                scales = [error_scale(part.targets, how, part.boxes) for part in parts]
+        train, test = (
+            FaceCrops(part, h.task, h.image_size, h.margin, scale) for part, scale in zip(parts, scales, strict=True)
+        )
+        return {"train": train, "test": test, "outputs": outputs, "options": options, "subjects": train.subjects}
+
+    def chosen(self) -> np.ndarray:
+        """Indices of the training samples that count as labelled."""
+        self.setup()
+        assert self.data is not None
+        h, count = self.hparams, len(self.data["train"])
+        shot = int(h.shot) if h.shot > 1 else float(h.shot)
+        if h.shot_file is not None:
+            subsets = read_index_file(Path(h.shot_file), count)
+            if f"{shot:g}" not in subsets:
+                raise ZooError(f"{h.shot_file} has no shot {shot:g}; it has {', '.join(subsets)}.")
+            return subsets[f"{shot:g}"]
+        subjects = self.data["subjects"]
+        whole = h.task == "recognition"
+        return few_shot(count, [shot], h.shot_seed, subjects, whole_subjects=whole)[f"{shot:g}"]
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head: identities, landmarks, units, 2, or vertices."""
+        self.setup()
+        assert self.data is not None
+        return self.data["outputs"]
+
+    @property
+    def subset_names(self) -> list[str]:
+        """What the data set's test pictures are grouped by (WFLW: pose, expression, ...), in the order of `subsets`."""
+        self.setup()
+        assert self.data is not None
+        test = self.data["test"]
+        return list(test.annotations.subsets) if isinstance(test, FaceCrops) else []
+
+    @property
+    def head_options(self) -> dict[str, Any]:
+        """What the head must know of the data: a mesh's triangles."""
+        self.setup()
+        assert self.data is not None
+        return {key: value for key, value in self.data["options"].items() if key == "triangles"}
+
+    def chosen_targets(self) -> Tensor:
+        """The labels that training has, (n, ...)."""
+        chosen = self.chosen()
+        assert self.data is not None
+        return torch.stack([torch.as_tensor(self.data["train"][int(index)]["target"]) for index in chosen])
+
+    def train_dataloader(self) -> DataLoader:
+        chosen = self.chosen()
+        assert self.data is not None
+        few = Subset(self.data["train"], chosen.tolist())
+        # Few labels may not fill a batch.
+        return self.loader(few, train=True, drop_last=len(few) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        self.setup()
+        assert self.data is not None
+        return self.loader(self.data["test"], train=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def raw_sample(self) -> Image.Image:
+        """The first test picture."""
+        self.setup()
+        assert self.data is not None
+        test = self.data["test"]
+        return test.picture(0) if isinstance(test, FaceCrops) else Image.fromarray(test.faces[0].image)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) to float."""
+        assert self.mean is not None
+        assert self.std is not None
+        return normalize(images, self.mean, self.std)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images = self.normalize(batch["image"])
+        if self.trainer is not None:
+            images = self.trainer.precision_plugin.convert_input(images)
+            if self.trainer.training and self.hparams.flip:
+                turned = (torch.rand(len(images)) < self.hparams.flip).to(images.device)
+                images = torch.where(turned[:, None, None, None], images.flip(-1), images)
+        return {**batch, "image": images}

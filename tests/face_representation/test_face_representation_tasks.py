@@ -1,0 +1,284 @@
+"""Metrics by hand, heads, losses, the fine-tuning module on all tasks, and `zoo faces`."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import zoo
+from datamodules.faces.tasks import FaceTaskDataModule
+from zoo.cli.app import main as zoo_main
+from zoo.errors import ZooError
+from zoo.papers.face_representation import FaceTask, metrics
+from zoo.papers.face_representation.fewshot import fit_and_score
+from zoo.papers.face_representation.heads import (
+    HeatmapHead,
+    MarginSoftmax,
+    MeshDecoder,
+    expected_points,
+    heatmap_loss,
+    mean_of_neighbours,
+)
+from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, ccc_loss, score
+
+
+def test_icc_by_hand():
+    # Rows (1, 2), (2, 4), (3, 3): grand mean 2.5, row means 1.5, 3, 3, column means 2, 3.
+    # Between rows 2 (1 + .25 + .25) = 3, MS 1.5; total 5.5; columns 3 * .5 = 1.5; error 1, MS .5; (1.5 - .5) / 2.
+    assert metrics.icc(np.array([1, 2, 3]), np.array([2, 4, 3])) == pytest.approx(0.5)
+    label = np.array([0.0, 1, 3, 5])
+    assert metrics.icc(label + 7, label) == pytest.approx(1)  # consistency: an offset does not count
+    assert metrics.icc(-label, label) == pytest.approx(-1)
+    assert metrics.icc(np.ones(3), np.ones(3)) == 0
+
+
+def test_ccc_pcc_sagr_by_hand():
+    x, y = np.array([0.0, 1, 2]), np.array([1.0, 2, 3])
+    assert metrics.pcc(x, y) == pytest.approx(1)
+    assert metrics.ccc(x, y) == pytest.approx(2 * (2 / 3) / (2 / 3 + 2 / 3 + 1))
+    assert metrics.ccc(x, x) == pytest.approx(1)
+    assert metrics.ccc(np.ones(3), np.ones(3)) == 0
+    assert metrics.pcc(np.ones(3), x) == 0
+    assert metrics.sagr(np.array([-1, 2, -3, 0.0]), np.array([-2, 1, 3, 0])) == 0.75
+    assert metrics.rmse(np.array([0.0, 3]), np.array([4.0, 3])) == pytest.approx(math.sqrt(8))
+    loss = ccc_loss(torch.tensor([[0.0, 5], [1, 6], [2, 7]]), torch.tensor([[1.0, 5], [2, 6], [3, 7]]))
+    assert loss.item() == pytest.approx(1 - (metrics.ccc(x, y) + 1) / 2)
+
+
+def test_landmark_errors_by_hand():
+    truth = np.zeros((2, 2, 2))
+    found = np.array([[[3.0, 4], [0, 0]], [[0, 1], [0, 0]]])
+    errors = metrics.nme(found, truth, np.array([10.0, 5]))
+    np.testing.assert_allclose(errors, [0.25, 0.1])
+    assert metrics.failure_rate(errors, 0.1) == 0.5
+    assert metrics.auc(np.array([0.0, 0.05, 0.2])) == pytest.approx((1 + 0.5 + 0) / 3)
+    truth[0, 0] = np.nan
+    assert metrics.nme(found, truth, np.array([10.0, 5]))[0] == 0
+
+
+def test_tar_at_far_by_hand():
+    scores = np.array([0.9, 0.7, 0.4, 0.8, 0.5, 0.3, 0.1, 0.0])
+    same = np.array([1, 1, 1, 0, 0, 0, 0, 0], bool)
+    found = metrics.tar_at_far(scores, same, (0.0, 0.2, 0.4, 1.0))
+    # No impostor passes above 0.8: only 0.9. One of five passes down to above 0.5: 0.9 and 0.7. Two: all above 0.3.
+    assert found == {0.0: pytest.approx(1 / 3), 0.2: pytest.approx(2 / 3), 0.4: 1.0, 1.0: 1.0}
+    assert metrics.tar_at_far(scores, same, (1e-4,))[1e-4] == pytest.approx(1 / 3)
+    with pytest.raises(ZooError, match="different people"):
+        metrics.tar_at_far(scores, np.ones(8, bool))
+
+
+def test_pair_accuracy_judges_each_fold_by_the_others():
+    scores, same = np.tile([0.9, 0.1], 10), np.tile([True, False], 10)
+    assert metrics.pair_accuracy(scores, same) == (1.0, 0.0)
+    assert metrics.pair_accuracy(-scores, same)[0] <= 0.5
+
+
+def test_templates_pool_media_first():
+    features = np.array([[1.0, 0], [1, 0], [0, 1], [0, 2]])
+    numbers, pooled = metrics.pool_templates(features, np.array([5, 5, 5, 9]), np.array([1, 1, 2, 3]))
+    assert numbers.tolist() == [5, 9]
+    np.testing.assert_allclose(pooled, [[math.sqrt(0.5), math.sqrt(0.5)], [0, 1]])
+
+
+# ---------------------------------------------------------------------- heads
+
+
+def test_heat_maps_read_out_where_they_peak():
+    maps = torch.full((1, 1, 8, 8), -50.0)
+    maps[0, 0, 2, 5] = 50
+    torch.testing.assert_close(expected_points(maps)[0, 0], torch.tensor([5.5 / 8, 2.5 / 8]))
+    maps[0, 0, 2, 6] = 50
+    torch.testing.assert_close(expected_points(maps)[0, 0, 0], torch.tensor(6 / 8))
+
+
+def test_heat_map_loss_is_least_at_the_truth_and_passes_over_unknown_points():
+    points = torch.tensor([[[0.3, 0.6], [float("nan"), 0.5]]])
+    right, wrong = torch.full((2, 1, 2, 10, 10), 0.0).unbind()
+    cells = (torch.arange(10) + 0.5) / 10
+    for maps, (x, y) in ((right, (0.3, 0.6)), (wrong, (0.7, 0.2))):
+        maps[0, 0] = -50 * ((cells[None] - x) ** 2 + (cells[:, None] - y) ** 2)
+    assert heatmap_loss(right, points) < heatmap_loss(wrong, points)
+    right.requires_grad_()
+    heatmap_loss(right, points).backward()
+    assert right.grad.isfinite().all()
+    assert right.grad[0, 1].abs().sum() == 0
+
+
+def test_margins_by_hand():
+    embedding = nn.functional.normalize(torch.tensor([[1.0, 1.0]]), dim=1)
+    for kind, right in (("cos", math.cos(math.pi / 4) - 0.35), ("arc", math.cos(math.pi / 4 + 0.5))):
+        head = MarginSoftmax(2, 2, kind, scale=4.0)
+        head.weight.data.copy_(torch.eye(2))
+        logits = torch.tensor([[4 * right, 4 * math.cos(math.pi / 4)]])
+        expected = nn.functional.cross_entropy(logits, torch.tensor([0]))
+        torch.testing.assert_close(head(embedding, torch.tensor([0])), expected, rtol=1e-5, atol=1e-5)
+    embedding = torch.tensor(
+        [[-1.0, 0.0]], requires_grad=True
+    )  # the opposite direction: still a gradient, still harder
+    head = MarginSoftmax(2, 2, "arc")
+    head.weight.data.copy_(torch.eye(2))
+    head(embedding, torch.tensor([0])).backward()
+    assert embedding.grad.isfinite().all()
+
+
+def test_mesh_decoder_starts_from_the_mean_and_mixes_neighbours():
+    matrix = mean_of_neighbours(torch.tensor([[0, 1, 2]]), 4)
+    torch.testing.assert_close(
+        matrix, torch.tensor([[0, 0.5, 0.5, 0], [0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]])
+    )
+    template = torch.randn(4, 3)
+    head = MeshDecoder(6, 4, torch.tensor([[0, 1, 2]]), template=template)
+    assert head(torch.randn(5, 6)).shape == (5, 4, 3)
+    nn.init.zeros_(head.out.weight)
+    nn.init.zeros_(head.out.bias)
+    torch.testing.assert_close(head(torch.randn(5, 6))[0], template)
+
+
+def test_heads_take_half_precision_and_say_what_they_do_not_know():
+    head = HeatmapHead([4, 8], 3, width=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = head([torch.randn(2, 4, 8, 8), torch.randn(2, 8, 4, 4)])
+        loss = heatmap_loss(out, torch.rand(2, 3, 2))
+    assert loss.dtype == torch.float32
+    with pytest.raises(ZooError, match="Did you mean 'landmarks'"):
+        TaskHead("landmark", [4], 3)
+    with pytest.raises(ZooError, match="options"):
+        TaskHead("action_units", [4], 3, {"depth": 2})
+
+
+def test_scores_have_their_headline():
+    rng = np.random.default_rng(0)
+    whole = np.arange(6) % 3
+    for task in EVERY_TASK:
+        target = whole if task in ("recognition", "attributes") else rng.normal(size=(6, 2 if "val" in task else 4))
+        if task in ("landmarks", "reconstruction3d"):
+            target = rng.normal(size=(6, 4, 3))
+        prediction = np.eye(3)[whole] if target is whole else target
+        found = score(task, prediction, target, np.ones(6))[HEADLINES[task].key]
+        assert found == pytest.approx(0 if not HEADLINES[task].higher else 100 if target is whole else 1), task
+
+
+# ---------------------------------------------------------------------- all tasks, end to end
+
+
+def task_data(task: str, **options) -> FaceTaskDataModule:
+    return FaceTaskDataModule(task=task, image_size=32, batch_size=8, rendered_train=16, rendered_test=8,
+                              rendered_identities=4, num_workers=0, **options)  # fmt: skip
+
+
+OPTIONS = {"recognition": {"embed_dim": 8}, "landmarks": {"width": 8}, "reconstruction3d": {"channels": 4}}
+
+
+@pytest.mark.parametrize("task", EVERY_TASK)
+def test_a_task_trains_and_its_checkpoint_loads_alone(task, tmp_path, monkeypatch):
+    import lightning as L
+
+    torch.manual_seed(0)
+    mode = "frozen" if task == "action_units" else "finetune"
+    model = FaceTask(task, network="resnet10t", head_options=OPTIONS.get(task), mode=mode)
+    data = task_data(task)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    before = model.backbone.conv1[0].weight.clone()
+    trainer.fit(model, datamodule=data)
+    assert torch.equal(before, model.backbone.conv1[0].weight) == (mode == "frozen")
+    assert math.isfinite(float(trainer.callback_metrics["val/headline"]))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = zoo.load(tmp_path / "x.ckpt")
+    given = loaded.preprocess(data.raw_sample())
+    torch.testing.assert_close(loaded(given), model.eval()(given))
+
+
+def test_task_and_data_must_agree():
+    import lightning as L
+
+    model = FaceTask("landmarks", network="resnet10t")
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ZooError, match=r"data\.task"):
+        trainer.fit(model, datamodule=task_data("action_units"))
+    with pytest.raises(ZooError, match="flip"):
+        task_data("landmarks", flip=0.5)
+    with pytest.raises(ZooError, match="no data set 'disfa'"):
+        task_data("landmarks", dataset="disfa")
+    with pytest.raises(ZooError, match="either"):
+        FaceTask("landmarks")
+
+
+def test_few_shot_fitting_is_the_same_again_and_learns():
+    import timm
+
+    from datamodules.faces.rendered_tasks import rendered_tasks
+
+    data = rendered_tasks(32, 40, 20, 8)["landmarks"]
+    encoder = Encoder(timm.create_model("resnet10t", num_classes=0))
+    options = dict(normalize=lambda images: images.float() / 255 - 0.5, image_size=32, batch_size=16)
+    short, _ = fit_and_score(encoder, "landmarks", data, range(40), steps=2, **options)
+    first, prediction = fit_and_score(encoder, "landmarks", data, range(40), steps=40, **options)
+    again, _ = fit_and_score(encoder, "landmarks", data, range(40), steps=40, **options)
+    assert first == again
+    assert prediction.shape == (20, 68, 2)
+    assert first["nme"] < short["nme"]
+    before = encoder.backbone.conv1[0].weight.clone()
+    fit_and_score(encoder, "landmarks", data, range(8), mode="finetune", steps=1, **options)
+    assert torch.equal(before, encoder.backbone.conv1[0].weight), "fine-tuning works on a copy"
+
+
+@pytest.mark.parametrize("network", ["resnet10t", "convnext_atto", "test_vit"])
+def test_any_timm_network_gives_maps_and_pooled_features(network):
+    import timm
+
+    encoder = Encoder(timm.create_model(network, num_classes=0)).eval()
+    size = 160 if network == "test_vit" else 64
+    widths = encoder.widths(size)
+    with torch.no_grad():
+        maps, pooled = encoder.maps(torch.zeros(2, 3, size, size)), encoder.pooled(torch.zeros(2, 3, size, size))
+    assert [level.shape[1] for level in maps] == widths
+    assert pooled.shape == (2, widths[-1])
+
+
+def test_commands(tmp_path, capsys, monkeypatch):
+    zoo_main(["faces", "sheet", str(tmp_path / "s.png"), "--identities", "2", "--pictures", "1", "--size", "32"])
+    assert Image.open(tmp_path / "s.png").size == (64, 32)
+    words = "--shot 8 --shot 0.5 --seed 0 --steps 2 --image-size 32 --drawn 24 --task landmarks --task action_units"
+    zoo_main(["faces", "benchmark", "-e", "random:resnet10t", "-o", str(tmp_path / "b"), *words.split()])
+    scores = json.loads((tmp_path / "b" / "benchmark.json").read_text())["scores"]["random:resnet10t"]
+    assert set(scores) == {"landmarks", "action_units"}
+    assert set(scores["landmarks"]) == {"8", "0.5"}
+    assert (tmp_path / "b" / "benchmark.png").is_file()
+    capsys.readouterr()
+    for bad in (
+        ["benchmark", "-e", "timm:resnet5", "-o", "x", "--task", "landmarks", "--drawn", "20", "--image-size", "32"],
+        ["benchmark", "-e", "x", "-o", "x", "--data", "landmarks"],
+        ["shots", "landmarks", "300w", str(tmp_path), "-o", "x", "--shot", "half"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            zoo_main(["faces", *bad])
+        assert stop.value.code == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_verification_report(tmp_path, monkeypatch):
+    from datamodules.faces.renderer import FaceRenderer
+    from zoo.papers.face_representation import SwAV
+
+    draw = FaceRenderer(32, 4)
+    for index in range(12):
+        folder = tmp_path / "faces" / f"p{index % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(index).image).save(folder / f"p{index % 4}_{index // 4 + 1:04d}.png")
+    same = [f"p{i}\t1\t2" for i in range(4)]
+    other = [f"p{i}\t1\tp{(i + 1) % 4}\t2" for i in range(4)]
+    (tmp_path / "faces" / "pairs.txt").write_text("\n".join(["4", *same, *other]) + "\n")
+    small = SwAV("resnet18", dict(layers=[1] * 4, channels=[8] * 4, stem_width=8), 32, 8, 8, 4).eval()
+    monkeypatch.setattr("zoo.tasks.start.start_model", lambda name: small)
+    zoo_main(["faces", "pairs", "any", str(tmp_path / "faces"), "-o", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert report["pairs"] == 8
+    assert report["same"] == 4
+    assert (tmp_path / "out" / "verification.png").is_file()

@@ -1,0 +1,212 @@
+"""Fine-tuning a face encoder, or any network of timm, for one of the five tasks."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from zoo.errors import ZooError, did_you_mean
+from zoo.module import ZooModule
+from zoo.nn.gather import world_size
+from zoo.nn.images import preprocess_images
+from zoo.optim import adamw, warmup_cosine
+from zoo.papers.face_representation.encoder import MEAN, STD
+from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, score
+from zoo.tasks.start import check_image_size, describe_model, start_model
+
+
+class FaceTask(ZooModule):
+    """One task's head on a pre-trained backbone; both are trained, or the head alone.
+
+    Give `backbone` (a model of the zoo, a checkpoint, a run folder) or `network` (a timm name). Batches are dicts of
+    `image`, `target` and maybe `scale` (see `tasks`). A checkpoint of this module loads without what it started from.
+
+    Args:
+        task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
+        backbone: what to start from. network: instead, a timm network; pretrained: with timm's own weights.
+        outputs: of the head; None takes it from the data.
+        head_options: arguments of the head, see `TaskHead`.
+        mode: "finetune" trains everything, "frozen" the head alone (batch norm of the backbone keeps its statistics).
+        image_size: side that `preprocess` gives; None takes the data's.
+        lr: of the head. backbone_lr_factor: rate of the backbone relative to it.
+        weight_decay, warmup_epochs: AdamW under a cosine.
+    """
+
+    def __init__(
+        self,
+        task: Literal[
+            "recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d", "attributes"
+        ] = "landmarks",
+        backbone: str | dict[str, Any] | None = None,
+        network: str | None = None,
+        pretrained: bool = False,
+        outputs: int | None = None,
+        head_options: dict[str, Any] | None = None,
+        mode: Literal["finetune", "frozen"] = "finetune",
+        image_size: int | None = None,
+        lr: float = 1e-3,
+        backbone_lr_factor: float = 0.1,
+        weight_decay: float = 0.05,
+        warmup_epochs: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # the data logs an image_size too, which may be None here
+        if task not in EVERY_TASK:
+            raise ZooError(f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)}")
+        if mode not in ("finetune", "frozen"):
+            raise ZooError(f"mode is 'finetune' or 'frozen', not {mode!r}.")
+        if (backbone is None) == (network is None):
+            raise ZooError("Give either model.backbone (a pre-trained start) or model.network (a timm name).")
+        if lr <= 0 or backbone_lr_factor < 0:
+            raise ZooError("Learning rates lie above 0.")
+        if backbone is not None:
+            start = start_model(backbone)
+            self._start: dict[str, Any] = {"backbone": describe_model(start), "network": None}
+            body = start.backbone
+        else:
+            if network not in timm.list_models():
+                raise ZooError(
+                    f"There is no network {network!r} in timm.{did_you_mean(str(network), timm.list_models())}"
+                )
+            body = timm.create_model(network, pretrained=pretrained, num_classes=0)
+            self._start = {"backbone": None, "network": network}
+        self.encoder = Encoder(body)
+        self.image_size = image_size
+        if mode == "frozen":
+            self.encoder.requires_grad_(False)
+        if outputs is not None:
+            self._build(outputs, {})
+
+    @property
+    def backbone(self) -> torch.nn.Module:  # type: ignore[override]
+        return self.encoder.backbone
+
+    def _build(self, outputs: int, from_data: dict[str, Any]) -> None:
+        h = self.hparams
+        options = {**(h.head_options or {}), **from_data}
+        if h.task == "reconstruction3d":
+            # A checkpoint brings the mesh's neighbours and its mean along.
+            options.setdefault("triangles", torch.zeros(0, 3, dtype=torch.long))
+        self.outputs = outputs
+        self.head = TaskHead(h.task, self.encoder.widths(self.image_size or 64), outputs, options)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        given = data.hparams.get("task") if data is not None else None
+        if given not in (None, self.hparams.task):
+            raise ZooError(
+                f"The data is for {given}, the model for {self.hparams.task}: set data.task and model.task alike."
+            )
+        check_image_size(self, self.hparams.image_size, ", or model.image_size to what the data gives")
+        if data is not None:
+            self.image_size = self.image_size or data.hparams.get("image_size")
+        if not hasattr(self, "head"):
+            if data is None or not hasattr(data, "outputs"):
+                raise ZooError("The data does not say how many outputs the head has: give model.outputs a value.")
+            self._build(data.outputs, data.head_options)
+            if _regresses(self.hparams.task) and hasattr(data, "chosen_targets"):
+                self.head.start_from(data.chosen_targets())
+            self.head.to(self.device)
+        elif data is not None and self.hparams.task != "recognition" and data.outputs != self.outputs:
+            raise ZooError(f"The data has {data.outputs} outputs, the model {self.outputs}: set model.outputs.")
+
+    # ------------------------------------------------------------------ the representation
+
+    def preprocess(self, raw: Any) -> Tensor:
+        """Paths or PIL images of cropped faces to a batch (B, 3, S, S)."""
+        return preprocess_images(raw, self.image_size or 224, crop_pct=1.0, mean=MEAN, std=STD)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to what the task predicts: embeddings, points, intensities, affect or vertices."""
+        return self.head.predict(self._out(images))
+
+    def _out(self, images: Tensor) -> Tensor:
+        frozen = self.hparams.mode == "frozen"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            given = self.encoder.maps(images) if self.head.wants_maps else self.encoder.pooled(images)
+        return self.head(given)
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_epoch_start(self) -> None:
+        if self.hparams.mode == "frozen":
+            self.encoder.eval()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        loss = self.head.loss(self._out(batch["image"]), batch["target"])
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._seen: list[dict[str, Tensor]] = []
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        kept = {"prediction": self(batch["image"]), "target": batch["target"]}
+        kept |= {key: batch[key] for key in ("scale", "subsets") if key in batch}
+        self._seen.append(
+            {key: value.float().cpu() if key == "prediction" else value.cpu() for key, value in kept.items()}
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        if not self._seen:
+            return
+        mine = {key: torch.cat([part[key] for part in self._seen]) for key in self._seen[0]}
+        parts = [mine]
+        if world_size() > 1:
+            parts = [{}] * world_size()
+            dist.all_gather_object(parts, mine)
+        whole: dict[str, np.ndarray] = {key: torch.cat([part[key] for part in parts]).numpy() for key in mine}
+        if len(whole["target"]) < 2 or (self.hparams.task == "recognition" and not _has_both(whole["target"])):
+            return  # a sanity check's few samples
+        numbers = score(self.hparams.task, whole["prediction"], whole["target"], whole.get("scale"))
+        headline = HEADLINES[self.hparams.task].key
+        if self.hparams.task == "landmarks" and "subsets" in whole:
+            names = self.trainer.datamodule.subset_names  # type: ignore[attr-defined]
+            for name, members in zip(names, whole["subsets"].T.astype(bool), strict=True):
+                if members.any():
+                    part = [whole[key][members] for key in ("prediction", "target", "scale")]
+                    numbers[f"nme_{name}"] = score("landmarks", *part)["nme"]
+        self.log_dict({f"{stage}/{key}": value for key, value in numbers.items()}, rank_zero_only=False)
+        self.log(f"{stage}/headline", numbers[headline], prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        h = self.hparams
+        groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "lr_scale": 1.0}]
+        if h.mode == "finetune" and h.backbone_lr_factor:
+            body = [p for p in self.encoder.parameters() if p.requires_grad]
+            groups.append({"params": body, "lr_scale": h.backbone_lr_factor})
+        optimizer = adamw(self, groups, lr=h.lr, betas=(0.9, 0.999), weight_decay=h.weight_decay)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": warmup_cosine(self, optimizer, lr=h.lr, warmup_epochs=h.warmup_epochs),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
+        hparams |= {**self._start, "pretrained": False, "outputs": self.outputs, "image_size": self.image_size}
+        checkpoint["hyper_parameters"] = hparams
+
+
+def _regresses(task: str) -> bool:
+    """Whether a task's head starts from the mean of its labels."""
+    return task in ("action_units", "valence_arousal", "reconstruction3d")
+
+
+def _has_both(identities: np.ndarray) -> bool:
+    """Whether there are pairs of the same and of different people."""
+    return 1 < len(np.unique(identities)) < len(identities)
