@@ -41,6 +41,8 @@ def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: A
 
 
 def _in_process(function: Callable[..., Any], arguments: Any, variables: dict[str, str], log: Path) -> None:
+    for name in ("ZOO_RUN_DIR", "ZOO_RESUME"):  # of a run that a test before made in its own process
+        os.environ.pop(name, None)
     os.environ.update(variables)
     torch.set_num_threads(1)
     with log.open("a") as file:

@@ -32,7 +32,7 @@ class Method:
 
 
 app = typer.Typer(name="students", help="Compact BERTs: compare ways to train them, search fine-tuning settings.",
-                  no_args_is_help=True, rich_markup_mode="rich")  # fmt: skip
+                  epilog="Example: zoo students compare RUNS/students", no_args_is_help=True, rich_markup_mode="rich")  # fmt: skip
 BATCHES, RATES = (8, 16, 32, 64, 128), (3e-4, 1e-4, 5e-5, 3e-5)  # the official README's grid
 METHODS = (
     Method("PD", "pre-trained, distilled", "distill", "student"),
