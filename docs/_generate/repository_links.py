@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).resolve().parents[2]
-_CODE = re.compile(r"(```.*?```|^(?: {4}|\t).*?$|`[^`\n]*`)", re.S | re.M)
-_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+# Code stays as it is, unless it is the label of a link.
+_LINK_OR_CODE = re.compile(r"(!?)\[([^\]\n]*)\]\(([^)\s]+)\)|```.*?```|^(?: {4}|\t)[^\n]*$|`[^`\n]*`", re.S | re.M)
 
 
 def repository_text(source: str, page: str) -> str:
@@ -23,6 +23,8 @@ def repository_text(source: str, page: str) -> str:
 
     def rewrite(match: re.Match[str]) -> str:
         image, label, target = match.groups()
+        if target is None:
+            return match.group()
         if re.match(r"[a-z]+:|#", target):
             return match.group()
         path, _, anchor = target.partition("#")
@@ -35,8 +37,7 @@ def repository_text(source: str, page: str) -> str:
         away = os.path.relpath(there, PurePosixPath(page).parent).replace(os.sep, "/")
         return f"{image}[{label}]({away}{'#' + anchor if anchor else ''})"
 
-    parts = _CODE.split(text)
-    return "".join(part if index % 2 else _LINK.sub(rewrite, part) for index, part in enumerate(parts))
+    return _LINK_OR_CODE.sub(rewrite, text)
 
 
 def _site_page(path: str) -> str | None:

@@ -93,7 +93,8 @@ def test_results_measured_here_stand_beside_published_ones():
 
 def test_links_of_the_repository_hold_on_the_site(tmp_path, monkeypatch):
     monkeypatch.setattr(repository_links, "ROOT", tmp_path)
-    for name in ("zoo/papers/a/README.md", "zoo/papers/b/README.md", "docs/images/x.png", "docs/models.md", "zoo/nn.py"):
+    files = "zoo/papers/a/README.md", "zoo/papers/b/README.md", "docs/images/x.png", "docs/models.md", "zoo/nn.py"
+    for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     source = tmp_path / "zoo/papers/a/README.md"

@@ -31,8 +31,13 @@ class Method:
     truncated: bool = False
 
 
-app = typer.Typer(name="students", help="Compact BERTs: compare ways to train them, search fine-tuning settings.",
-                  epilog="Example: zoo students compare RUNS/students", no_args_is_help=True, rich_markup_mode="rich")  # fmt: skip
+app = typer.Typer(
+    name="students",
+    help="Compact BERTs: compare ways to train them, search fine-tuning settings.",
+    epilog="Example: zoo students compare runs/students",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
 BATCHES, RATES = (8, 16, 32, 64, 128), (3e-4, 1e-4, 5e-5, 3e-5)  # the official README's grid
 METHODS = (
     Method("PD", "pre-trained, distilled", "distill", "student"),
