@@ -251,6 +251,7 @@ def place(tmp_path_factory, tokenizer):
         for part, count, seed in (("train", 120, 0), ("dev", 30, 1)):
             path = folder / f"{part}-{version}.json"
             path.write_text(json.dumps(made_up(count, seed, no_answer)), encoding="utf-8")
+    torch.manual_seed(0)
     model = CompactBert(num_layers=1, hidden_size=32, num_heads=2, vocab_size=300, max_positions=32, heads="mlm",
                         dropout=0.0, tokenizer=str(folder / "tokenizer.json"), init_std=0.1)  # fmt: skip
     manifest = {"name": "start", "class_path": "zoo.papers.well_read_students.CompactBert"}
@@ -261,7 +262,7 @@ def place(tmp_path_factory, tokenizer):
 
 @pytest.mark.parametrize(
     ("recipe", "version", "epochs"),
-    [("electra/finetune_squad", "2.0", "8"), ("well_read_students/finetune_squad", "1.1", "30")],
+    [("electra/finetune_squad", "2.0", "16"), ("well_read_students/finetune_squad", "1.1", "30")],
 )
 def test_from_json_to_predictions(recipe, version, epochs, place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("logging.raiseExceptions", False)
