@@ -8,8 +8,8 @@ from lightning import Trainer
 
 from datamodules.fractals import FractalsDataModule
 from zoo.errors import ZooError
+from zoo.nn.contrastive import simsiam_loss
 from zoo.papers.fractals import FractalSimSiam
-from zoo.papers.fractals.simsiam import simsiam_loss
 from zoo.tasks import ResNetClassification
 
 TINY = dict(network="resnet10t", image_size=32, projection_dim=24, predictor_dim=8, lr=0.05)

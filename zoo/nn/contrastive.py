@@ -1,4 +1,4 @@
-"""The symmetric contrastive loss of CLIP over the global batch, in float32."""
+"""Losses between two views of the same thing, in float32: CLIP's over the global batch, and SimSiam's."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
         target = torch.arange(first, first + len(a), device=a.device)
         scale = torch.as_tensor(scale, dtype=torch.float32)
         return (F.cross_entropy(scale * a @ all_b.T, target) + F.cross_entropy(scale * b @ all_a.T, target)) / 2
+
+
+def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """Negative mean cosine of each view's prediction and the other view's projection (Chen & He 2021, equation 2).
+
+    From -1 (equal) to 1; (B, D) each. No gradient flows into the projections: else all would collapse to a point.
+    """
+    with full_precision(p1.device.type):
+        p1, p2, z1, z2 = p1.float(), p2.float(), z1.detach().float(), z2.detach().float()
+        return -0.5 * (F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean())

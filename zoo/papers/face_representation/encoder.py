@@ -14,7 +14,9 @@ from zoo.errors import ZooError
 from zoo.module import ZooModule
 from zoo.nn.batch_norm import SyncOnCPU
 from zoo.nn.images import preprocess_images
+from zoo.optim import resolve_lr
 from zoo.papers.face_representation.network import build_resnet, pyramid
+from zoo.papers.face_representation.optim import parameter_groups, warmup_cosine_schedule
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.228, 0.224, 0.225)
@@ -89,6 +91,17 @@ class FaceEncoder(ZooModule):
             return
         for name, child in list(self.named_children()):
             setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(child, group))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Plain SGD (MoCo, SimSiam); SwAV has its own."""
+        h = self.hparams
+        lr = resolve_lr(self, h.base_lr, h.lr)
+        groups = parameter_groups(self, False)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=h.momentum, weight_decay=h.weight_decay)
+        schedule = warmup_cosine_schedule(
+            self, optimizer, lr=lr, start=h.warmup_start, final=h.final, warmup=h.warmup_epochs
+        )
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _log_step(self, stage: str, values: dict[str, Tensor], batch_size: int) -> None:
         validating = stage == "val"

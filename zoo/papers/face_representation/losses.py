@@ -1,4 +1,4 @@
-"""The objectives of SwAV, MoCo and SimSiam as small functions; all in float32.
+"""The objectives of SwAV and MoCo as small functions; all in float32.
 
 Shape letters: B images of this device, V crops of an image, K prototypes (or queued keys), D embedding width.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.nn.gather import sum_over_devices, world_size
@@ -90,9 +89,3 @@ def contrast_with_queue(query: Tensor, key: Tensor, queue: Tensor, temperature: 
     query, key = query.float(), key.float()
     positive = (query * key).sum(dim=1, keepdim=True)
     return torch.cat([positive, query @ queue.float()], dim=1) / temperature
-
-
-def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
-    """SimSiam's distance: minus the mean cosine of (B, D) `prediction` and `target`; no gradient to the target."""
-    prediction, target = F.normalize(prediction.float(), dim=1), F.normalize(target.detach().float(), dim=1)
-    return -(prediction * target).sum(dim=1).mean()

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from zoo.errors import ZooError
 from zoo.module import StateDict, full_precision
 from zoo.nn.gather import gather_with_gradient, world_size
-from zoo.optim import resolve_lr
 from zoo.papers.face_representation import weights
 from zoo.papers.face_representation.encoder import Crops, FaceEncoder, two_views
 from zoo.papers.face_representation.losses import contrast_with_queue
-from zoo.papers.face_representation.optim import parameter_groups, warmup_cosine_schedule
 
 
 class MoCo(FaceEncoder):
@@ -146,17 +144,6 @@ class MoCo(FaceEncoder):
         logits = contrast_with_queue(query, key, self.queue, self.hparams.temperature)
         right = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         self._log_step("val", {"loss": F.cross_entropy(logits, right)}, len(logits))
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        h = self.hparams
-        lr = resolve_lr(self, h.base_lr, h.lr)
-        optimizer = torch.optim.SGD(
-            parameter_groups(self, False), lr=lr, momentum=h.momentum, weight_decay=h.weight_decay
-        )
-        schedule = warmup_cosine_schedule(
-            self, optimizer, lr=lr, start=h.warmup_start, final=h.final, warmup=h.warmup_epochs
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def _mine(order: Tensor) -> Tensor:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.module import StateDict, full_precision
-from zoo.optim import resolve_lr
+from zoo.nn.contrastive import simsiam_loss
 from zoo.papers.face_representation import weights
 from zoo.papers.face_representation.encoder import Crops, FaceEncoder, two_views
-from zoo.papers.face_representation.losses import negative_cosine
 from zoo.papers.face_representation.network import mlp
-from zoo.papers.face_representation.optim import parameter_groups, warmup_cosine_schedule
 
 
 class SimSiam(FaceEncoder):
@@ -75,9 +72,7 @@ class SimSiam(FaceEncoder):
         embeddings = [self.projector(self.backbone(self._layout(view))) for view in (first, second)]
         predictions = [self.predictor(embedding) for embedding in embeddings]
         with full_precision(first.device.type):
-            loss = (
-                negative_cosine(predictions[0], embeddings[1]) / 2 + negative_cosine(predictions[1], embeddings[0]) / 2
-            )
+            loss = simsiam_loss(*predictions, *embeddings)
             spread = F.normalize(embeddings[0].detach().float(), dim=1).std(dim=0, correction=0).mean()
         return loss, spread
 
@@ -89,14 +84,3 @@ class SimSiam(FaceEncoder):
     def validation_step(self, crops: Crops, batch_idx: int) -> None:
         loss, spread = self.siamese_loss(*two_views(crops))
         self._log_step("val", {"loss": loss, "spread": spread}, crops[0].shape[0])
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        h = self.hparams
-        lr = resolve_lr(self, h.base_lr, h.lr)
-        optimizer = torch.optim.SGD(
-            parameter_groups(self, False), lr=lr, momentum=h.momentum, weight_decay=h.weight_decay
-        )
-        schedule = warmup_cosine_schedule(
-            self, optimizer, lr=lr, start=h.warmup_start, final=h.final, warmup=h.warmup_epochs
-        )
-        return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -14,18 +14,11 @@ from torch.nn import functional as F
 
 from zoo.errors import ZooError
 from zoo.module import StateDict, ZooModule, full_precision
+from zoo.nn.contrastive import simsiam_loss
 from zoo.nn.images import preprocess_images
 from zoo.nn.resnets import build_resnet
 from zoo.optim import norm_bias_groups, one_cycle
 from zoo.papers.fractals import weights
-
-
-def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """Negative mean cosine of each view's prediction and the other view's projection: -1 (equal) to 1; (B, Z) each.
-
-    No gradient flows into the projections: that is what keeps everything from collapsing to one point.
-    """
-    return -0.5 * (F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean())
 
 
 class FractalSimSiam(ZooModule):
@@ -119,11 +112,10 @@ class FractalSimSiam(ZooModule):
     def _step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         if batch[0].shape != batch[1].shape or batch[1].ndim != 4:
             raise ZooError("SimSiam compares two views of a fractal: set data.task to views.")
-        (p1, z1), (p2, z2) = (
-            self.project(view) for view in batch
-        )  # one after the other, so each has its own statistics
+        # One after the other, so that each has its own statistics.
+        (p1, z1), (p2, z2) = (self.project(view) for view in batch)
         with full_precision(p1.device.type):
-            loss = simsiam_loss(p1.float(), p2.float(), z1.float(), z2.float())
+            loss = simsiam_loss(p1, p2, z1, z2)
             # Spread of the unit vectors: 1 when they point everywhere, 0 when all of them are the same (a collapse).
             spread = F.normalize(z1.detach().float()).std(dim=0).mean() * z1.shape[1] ** 0.5
         validating = stage == "val"
