@@ -15,7 +15,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
@@ -143,9 +142,6 @@ class ResumableCheckpoint(Checkpoint):
         checkpoint[KEY]["rows"] = {
             index: logger.flush() for index, logger in enumerate(trainer.loggers) if isinstance(logger, MetricsCSV)
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):  # it keeps two minutes of events to itself
-                logger.experiment.flush()
         if not checkpoint[KEY]["batch"]:
             checkpoint["epoch"] = checkpoint[KEY]["epoch"] - 1  # the last one that is done
 
