@@ -110,6 +110,14 @@ class ZooDataModule(LightningDataModule):
             seed_batch(self.trainer, TRANSFER, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         return batch
 
+    def class_counts(self) -> list[int] | None:
+        """Training samples of each class, in the order of the classes; None where there are none. Known after setup."""
+        labels = getattr(getattr(self, "train_data", None), "labels", None)
+        if labels is None or getattr(self, "regression", False):
+            return None
+        classes = len(getattr(self, "classes", None) or ())
+        return np.bincount(np.asarray(labels), minlength=classes).tolist()
+
     def raw_sample(self) -> Any:
         """One held-out sample before any transform, as the user has it and as a model's `preprocess` takes it."""
         raise NotImplementedError(f"{type(self).__name__} has no raw_sample yet")

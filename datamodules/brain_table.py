@@ -117,6 +117,12 @@ class TumourTableDataModule(TumourDataModule):
         self.cuts: np.ndarray | None = None
         self._extra: dict[str, dict[str, Any]] = {}
 
+    def class_counts(self) -> list[int] | None:
+        if self.train_data is None or not self.classes:
+            return None
+        labels = [self._extra[subject.id]["label"] for subject in self.train_data.subjects]
+        return np.bincount(labels, minlength=len(self.classes)).tolist()
+
     def split(self) -> tuple[list[Subject], list[Subject]]:
         h = self.hparams
         table = self.root / "subjects.csv" if str(h.root) == "synthetic" and h.table == "synthetic" else h.table

@@ -46,6 +46,7 @@ _NOISE = (
     ".*GPU available but not used.*",
     ".*pin_memory.*no accelerator.*",
     ".*already configured with model summary.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen parts are meant to be
     ".*your dataloader is not resumable.*",  # ResumableCheckpoint saves within epochs only where it is
 )
 

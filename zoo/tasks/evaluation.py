@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
-from zoo.module import ZooModule
-from zoo.tasks.start import classes_in_data
+from zoo.tasks.start import classes_in_data, weights_of_classes
+from zoo.tasks.tuning import TunedTask
 
 
-class ImageClassifier(ZooModule):
+class ImageClassifier(TunedTask):
     """Base of the classification tasks: a subclass gives `classify` and builds its network in `_build(num_classes)`.
 
     `_build` calls `_count_classes(num_classes)`. Logged are `{val,test}/loss` (cross-entropy of the plain labels,
@@ -20,6 +20,7 @@ class ImageClassifier(ZooModule):
     """
 
     num_classes: int
+    class_weight: Tensor | None = None
 
     def classify(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to logits (B, num_classes)."""
@@ -45,6 +46,30 @@ class ImageClassifier(ZooModule):
             raise ZooError(
                 f"The data has {classes_in_data(self)} classes, the model {self.num_classes}: set model.num_classes."
             )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        weights = weights_of_classes(self, self.hparams.get("class_weights"), self.num_classes)
+        self.class_weight = None if weights is None else weights.to(self.device)
+
+    def view(self) -> dict[str, Any]:
+        """How held-out images were shown (crop_pct, mean, std), for `preprocess`; empty if it is not known."""
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None and getattr(data, "mean", None) is not None and hasattr(data, "view"):
+            shown = {"mean": [float(v) for v in data.mean], "std": [float(v) for v in data.std]}
+            crop = data.hparams.get("eval_crop_pct")
+            return shown if crop is None else {"crop_pct": float(crop), **shown}
+        return dict(self.hparams.get("view") or {})
+
+    def class_names(self) -> list[str]:
+        """Names of the classes: the data's, else those of the checkpoint, else numbers."""
+        data = getattr(self._trainer, "datamodule", None)
+        names = getattr(data, "classes", None) or self.hparams.get("classes")
+        return list(names) if names else [str(number) for number in range(self.num_classes)]
+
+    def became(self) -> dict[str, Any]:
+        """Hyper-parameters that the data decided, for the checkpoint."""
+        return {"classes": self.class_names(), "view": self.view() or None}
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._evaluate(batch, "val")

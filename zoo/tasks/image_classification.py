@@ -59,6 +59,10 @@ class ImageClassification(ImageClassifier):
         layer_decay: factor of the learning rate from one layer to the one below.
         weight_decay, betas, warmup_epochs, min_lr: AdamW and MAE's schedule.
         clip_grad: largest global gradient norm; None for no clipping, as in the official runs.
+        class_weights: of the classes in the training loss: a list, "balanced" (the rarer, the heavier) or None.
+        classes, view: names of the classes, and how the data shows a held-out image; taken from the data.
+        tuning: what is trained, such as {mode: frozen}, {mode: partial, blocks: 2} or {mode: lora, rank: 8}; see
+            `zoo.tasks.tuning.Tuning`.
     """
 
     def __init__(
@@ -83,6 +87,10 @@ class ImageClassification(ImageClassifier):
         warmup_epochs: float = 5.0,
         min_lr: float = 1e-6,
         clip_grad: float | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        tuning: dict[str, Any] | None = None,
+        classes: list[str] | None = None,
+        view: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -185,7 +193,7 @@ class ImageClassification(ImageClassifier):
 
     def preprocess(self, raw: Any) -> Tensor:
         """Paths or PIL images (one or a list) to a normalised (B, 3, image_size, image_size) batch."""
-        return preprocess_images(raw, self.image_size)
+        return preprocess_images(raw, self.image_size, **self.view())
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) to pooled, normalised features (B, D)."""
@@ -217,7 +225,12 @@ class ImageClassification(ImageClassifier):
             if len(images) % 2:  # mixing pairs the batch with itself in reverse
                 images, labels = images[:-1], labels[:-1]
             images, labels = self.mixup(images, labels)
-        loss = self.criterion(self.classify(images).float(), labels)
+        logits = self.classify(images).float()
+        if self.class_weight is None:
+            loss = self.criterion(logits, labels)
+        else:  # targets that were mixed are smoothed already
+            smoothing = 0.0 if self.mixup is not None else self.hparams.label_smoothing
+            loss = nn.functional.cross_entropy(logits, labels, self.class_weight, label_smoothing=smoothing)
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
@@ -239,6 +252,7 @@ class ImageClassification(ImageClassifier):
         # What it became, not where it started: the checkpoint must load without the backbone's weights at hand.
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {"backbone": None, "network": self.network, "num_classes": self.num_classes, "image_size": None}
+        hparams |= self.became()
         checkpoint["hyper_parameters"] = hparams
 
 

@@ -12,10 +12,11 @@ from torchmetrics import MeanMetric
 
 from zoo.errors import ZooError
 from zoo.extras import require
-from zoo.module import StateDict, ZooModule, full_precision
+from zoo.module import StateDict, full_precision
 from zoo.nn.images import preprocess_images
 from zoo.optim import norm_bias_groups, one_cycle
 from zoo.tasks.start import start_model
+from zoo.tasks.tuning import TunedTask
 
 
 def soft_dice_loss(probabilities: Tensor, target: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def corners(images: Tensor, size: int) -> Tensor:
     return torch.cat([images[..., row, column] for column in columns for row in rows])
 
 
-class ImageSegmentation(ZooModule):
+class ImageSegmentation(TunedTask):
     """A U-Net whose encoder starts from a backbone of the zoo, or from scratch. Needs the extra `segmentation`.
 
     The protocol of Anderson & Farrell 2022 for glands: soft Dice, mixup, SGD under a one-cycle schedule with the same
@@ -51,6 +52,8 @@ class ImageSegmentation(ZooModule):
         lr, momentum, weight_decay: SGD; norm layers and biases do not decay.
         warmup: share of all steps in which the rate rises. final_div_factor: how far below its start it ends.
         mean, std: normalisation for `preprocess`.
+        tuning: what is trained, such as {mode: frozen}, {mode: partial, blocks: 2} or {mode: lora, rank: 8}; see
+            `zoo.tasks.tuning.Tuning`.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class ImageSegmentation(ZooModule):
         final_div_factor: float = 1e3,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         require("segmentation_models_pytorch", extra="segmentation", why="the U-Net comes from that library")

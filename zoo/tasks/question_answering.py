@@ -60,6 +60,7 @@ class QuestionAnswering(TextTask):
         tokenizer: str | None = None,
         vocab_size: int | None = None,
         max_positions: int | None = None,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models.resnet import ResNet
@@ -38,6 +38,10 @@ class ResNetClassification(ImageClassifier):
         label_smoothing: of the targets.
         mean, std: normalisation for `preprocess`; the official fine-tuning has 0.5 throughout, unlike pre-training.
         channels_last: memory layout of the convolutions.
+        class_weights: of the classes in the training loss: a list, "balanced" (the rarer, the heavier) or None.
+        classes, view: names of the classes, and how the data shows a held-out image; taken from the data.
+        tuning: what is trained, such as {mode: frozen}, {mode: partial, blocks: 2} or {mode: lora, rank: 8}; see
+            `zoo.tasks.tuning.Tuning`.
     """
 
     def __init__(
@@ -58,6 +62,10 @@ class ResNetClassification(ImageClassifier):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         channels_last: bool = True,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        tuning: dict[str, Any] | None = None,
+        classes: list[str] | None = None,
+        view: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -105,7 +113,8 @@ class ResNetClassification(ImageClassifier):
 
     def preprocess(self, raw: Any) -> Tensor:
         """Paths or PIL images (one or a list) to a normalised (B, 3, image_size, image_size) batch."""
-        return preprocess_images(raw, self.image_size or 224, mean=self.hparams.mean, std=self.hparams.std)
+        own = {"mean": self.hparams.mean, "std": self.hparams.std}
+        return preprocess_images(raw, self.image_size or 224, **(own | self.view()))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to pooled features (B, D)."""
@@ -122,7 +131,12 @@ class ResNetClassification(ImageClassifier):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         images, labels = batch[:2]
-        loss = self.criterion(self.classify(images).float(), labels)
+        logits = self.classify(images).float()
+        if self.class_weight is None:
+            loss = self.criterion(logits, labels)
+        else:
+            smoothing = self.hparams.label_smoothing
+            loss = nn.functional.cross_entropy(logits, labels, self.class_weight, label_smoothing=smoothing)
         self.log("train/loss", loss.detach(), batch_size=len(images))
         return loss
 
@@ -152,5 +166,6 @@ class ResNetClassification(ImageClassifier):
             "width": self.width,
             "num_classes": self.num_classes,
             "image_size": self.image_size,
+            **self.became(),
         }
         checkpoint["hyper_parameters"] = hparams

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextvars
 from typing import Any
 
+import torch
 from lightning import LightningModule
+from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.loading import build, load
@@ -59,3 +61,35 @@ def classes_in_data(task: LightningModule) -> int:
     if count is None:
         raise ZooError("The data does not say how many classes there are: give model.num_classes a value.")
     return count
+
+
+def weights_of_classes(task: LightningModule, given: Any, num_classes: int) -> Tensor | None:
+    """(num_classes,) weights of the classes in a loss, with mean 1 over the training samples for "balanced".
+
+    Args:
+        given: None, a list, or "balanced": n / (classes * samples of the class), as scikit-learn has it. The data says
+            with `class_counts()` how many samples there are.
+
+    Raises `ZooError` for anything else, for another number of weights, and for a class without a sample.
+    """
+    if given is None:
+        return None
+    if given == "balanced":
+        counts = getattr(getattr(task.trainer, "datamodule", None), "class_counts", lambda: None)()
+        if counts is None:
+            raise ZooError("The data does not count its classes: give model.class_weights a list of numbers.")
+        numbers = torch.tensor(counts, dtype=torch.float32)
+        if len(numbers) != num_classes or not bool(numbers.all()):
+            raise ZooError(
+                "A class has no training sample, so it has no balanced weight: give model.class_weights a list."
+            )
+        return numbers.sum() / (num_classes * numbers)
+    try:
+        weights = torch.tensor([float(value) for value in given])
+    except (TypeError, ValueError) as error:
+        raise ZooError(f"model.class_weights is balanced or a list of numbers, not {given!r}.") from error
+    if len(weights) != num_classes or bool((weights < 0).any()) or not bool(weights.any()):
+        raise ZooError(
+            f"model.class_weights has {len(weights)} numbers; there are {num_classes} classes, none below 0."
+        )
+    return weights

@@ -18,7 +18,7 @@ from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from zoo.errors import ZooError
 from zoo.module import full_precision
 from zoo.optim_text import Schedule
-from zoo.tasks.start import classes_in_data
+from zoo.tasks.start import classes_in_data, weights_of_classes
 from zoo.tasks.text_heads import ClassificationHead
 from zoo.tasks.text_task import Batch, TextTask
 
@@ -41,6 +41,9 @@ class TextClassification(TextTask):
         warmup: share of all steps, or a number of steps; schedule: "electra" or "bert" (`zoo.optim_text`).
         layer_decay: learning-rate factor from one layer to the one below; official_layer_decay as ELECTRA's code.
         tokenizer, vocab_size, max_positions: filled in from the backbone.
+        class_weights: of the classes in the training loss: a list, "balanced", or None.
+        tuning: what is trained, such as {mode: frozen}, {mode: partial, blocks: 2} or {mode: lora, rank: 8}; see
+            `zoo.tasks.tuning.Tuning`.
     """
 
     def __init__(
@@ -65,12 +68,15 @@ class TextClassification(TextTask):
         tokenizer: str | None = None,
         vocab_size: int | None = None,
         max_positions: int | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         # Not through hparams: a subclass need not have these arguments.
         self.regression = regression
         self.classes = classes
+        self.class_weight: Tensor | None = None
         self.official_layer_decay = official_layer_decay
         self._start_head = self.start_from(backbone, pretrained, truncate_layers, tokenizer)
         if num_classes is not None or regression:
@@ -131,8 +137,18 @@ class TextClassification(TextTask):
             return (logits[:, 0] - labels.float()) ** 2
         return F.cross_entropy(logits, labels, reduction="none")
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        given = self.hparams.get("class_weights")
+        if given is not None and self.regression:
+            raise ZooError("Numbers have no classes: set model.class_weights to null for a regression.")
+        weights = weights_of_classes(self, given, self.num_outputs)
+        self.class_weight = None if weights is None else weights.to(self.device)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(self.classify(batch), batch["label"])
+        if self.class_weight is not None:
+            losses = losses * self.class_weight[batch["label"]]
         self.log("train/loss", losses.mean().detach(), batch_size=len(losses))
         return self.reduce(losses)
 

@@ -15,11 +15,12 @@ from zoo.nn.text_module import FROM_DATA, TextModule
 from zoo.optim import clip_gradients
 from zoo.optim_text import BertAdam, linear_schedule, text_groups
 from zoo.tasks.start import describe_model, start_model
+from zoo.tasks.tuning import TunedTask
 
 Batch = dict[str, Tensor]
 
 
-class TextTask(TextModule):
+class TextTask(TunedTask, TextModule):
     """Base class: a text encoder of the zoo (`encoder`) and a head (`head`), trained as BERT and ELECTRA do it.
 
     A subclass calls `save_hyperparameters()` and then `start_from(...)` in its constructor. Its hyper-parameters hold

@@ -53,6 +53,7 @@ class TokenClassification(TextTask):
         tokenizer: str | None = None,
         vocab_size: int | None = None,
         max_positions: int | None = None,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from zoo.errors import ZooError
 from zoo.nn.survival import concordance, logistic_hazard_nll, risk_score, survival_curve
+from zoo.tasks.start import weights_of_classes
 from zoo.tasks.volumes import RowsTask, check_modalities
 
 
@@ -35,8 +36,11 @@ class VolumeClassification(_Logits):
     """A yes-or-no question about a subject: subtype, IDH, MGMT, TERT. Logit of class 1 against class 0.
 
     Args:
-        backbone, modalities, from_scratch, freeze, lr, weight_decay, warmup_epochs, cosine_epochs: see `VolumeTask`.
+        backbone, modalities, from_scratch, freeze, tuning, lr, weight_decay, warmup_epochs, cosine_epochs: see
+            `VolumeTask`.
         dropout: of the encoder.
+        class_weights: of class 0 and class 1 in the loss: a list, "balanced", or None.
+        classes: names of the two classes, taken from the data.
     """
 
     def __init__(
@@ -50,21 +54,40 @@ class VolumeClassification(_Logits):
         weight_decay: float = 0.05,
         warmup_epochs: float = 5.0,
         cosine_epochs: float | None = 20.0,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        classes: list[str] | None = None,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         check_modalities(modalities)
         self._start("make_classifier", 1)
+        self.class_weight: Tensor | None = None
         self.auroc, self.average_precision = BinaryAUROC(), BinaryAveragePrecision()
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        weights = weights_of_classes(self, self.hparams.class_weights, 2)
+        self.class_weight = None if weights is None else weights.to(self.device)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        loss = self._loss(self(self.volumes(batch)), batch)
+        loss = self._loss(self(self.volumes(batch)), batch, self.class_weight)
         self.log("train/loss", loss.detach(), batch_size=len(batch["label"]))
         return loss
 
-    def _loss(self, logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    def _loss(self, logits: Tensor, batch: Mapping[str, Any], weights: Tensor | None = None) -> Tensor:
         self._needs(batch, "label")
-        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), batch["label"].float())
+        each = None if weights is None else weights[batch["label"]]
+        return F.binary_cross_entropy_with_logits(logits[:, 0].float(), batch["label"].float(), each)
+
+    def class_names(self) -> list[str]:
+        """Names of class 0 and class 1: the data's, else those of the checkpoint."""
+        data = getattr(self._trainer, "datamodule", None)
+        return list(getattr(data, "classes", None) or self.hparams.classes or ["0", "1"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = checkpoint["hyper_parameters"] | {"classes": self.class_names()}
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """(B,) probability of class 1."""
@@ -93,7 +116,8 @@ class VolumeSurvival(_Logits):
     """Discrete-time survival with logistic hazard; a subject's risk is the sum of the logits over the bins.
 
     Args:
-        backbone, modalities, from_scratch, freeze, lr, weight_decay, warmup_epochs, cosine_epochs: see `VolumeTask`.
+        backbone, modalities, from_scratch, freeze, tuning, lr, weight_decay, warmup_epochs, cosine_epochs: see
+            `VolumeTask`.
         bins: time bins; the data cuts the times into as many.
         dropout: of the encoder.
     """
@@ -110,6 +134,7 @@ class VolumeSurvival(_Logits):
         weight_decay: float = 0.1,
         warmup_epochs: float = 5.0,
         cosine_epochs: float | None = 20.0,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

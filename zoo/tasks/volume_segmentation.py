@@ -19,7 +19,8 @@ class VolumeSegmentation(RowsTask):
     """Fine-tunes a segmentation network: Dice and cross-entropy on three overlapping channels.
 
     Args:
-        backbone, modalities, from_scratch, freeze, lr, weight_decay, warmup_epochs, cosine_epochs: see `VolumeTask`.
+        backbone, modalities, from_scratch, freeze, tuning, lr, weight_decay, warmup_epochs, cosine_epochs: see
+            `VolumeTask`.
         dropout: of the encoder.
         inference: "sliding" goes over whole volumes in overlapping windows; "crop" takes volumes of the training size,
             as the official evaluation does with the central crop.
@@ -43,6 +44,7 @@ class VolumeSegmentation(RowsTask):
         weight_decay: float = 0.05,
         warmup_epochs: float = 10.0,
         cosine_epochs: float | None = None,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         require("monai", extra="medical", why="segmentation uses MONAI's loss and metrics")

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.module import ZooModule
 from zoo.optim import adamw, capped_cosine
 from zoo.tasks.start import describe_model, start_model
+from zoo.tasks.tuning import TunedTask
 
 
-class VolumeTask(ZooModule):
+class VolumeTask(TunedTask):
     """Base of the tasks. A backbone says with `make_classifier` and `make_segmenter` what it becomes.
 
     Args (of the subclasses):
         backbone: a zoo name, a manifest, a checkpoint or a run folder (or what `describe_model` gives).
         modalities: the sequences to work on, any of those that the backbone knows.
         from_scratch: the same network with random weights: the baseline.
-        freeze: train the head alone.
+        freeze: train the head alone (of the segmenter, its last convolution).
+        tuning: what of the encoder is trained (`zoo.tasks.tuning.Tuning`).
         lr, weight_decay, warmup_epochs, cosine_epochs: AdamW and BM-MAE's schedule (`zoo.optim.capped_cosine`).
     """
 

@@ -11,16 +11,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zoo.errors import ZooError, did_you_mean
-from zoo.module import ZooModule
 from zoo.nn.gather import world_size
 from zoo.nn.images import preprocess_images
 from zoo.optim import adamw, warmup_cosine
 from zoo.papers.face_representation.encoder import MEAN, STD
 from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, score
 from zoo.tasks.start import check_image_size, describe_model, start_model
+from zoo.tasks.tuning import TunedTask
 
 
-class FaceTask(ZooModule):
+class FaceTask(TunedTask):
     """One task's head on a pre-trained backbone; both are trained, or the head alone.
 
     Give `backbone` (a model of the zoo, a checkpoint, a run folder) or `network` (a timm name). Batches are dicts of
@@ -35,6 +35,9 @@ class FaceTask(ZooModule):
         image_size: side that `preprocess` gives; None takes the data's.
         lr: of the head. backbone_lr_factor: rate of the backbone relative to it.
         weight_decay, warmup_epochs: AdamW under a cosine.
+        tuning: how much of the backbone "finetune" trains, such as {mode: partial, blocks: 2} or {mode: lora, rank: 8};
+            see `zoo.tasks.tuning.Tuning`.
+        classes: names of the classes (attributes), taken from the data.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class FaceTask(ZooModule):
         backbone_lr_factor: float = 0.1,
         weight_decay: float = 0.05,
         warmup_epochs: float = 1.0,
+        tuning: dict[str, Any] | None = None,
+        classes: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # the data logs an image_size too, which may be None here
@@ -85,6 +90,12 @@ class FaceTask(ZooModule):
     @property
     def backbone(self) -> torch.nn.Module:  # type: ignore[override]
         return self.encoder.backbone
+
+    def class_names(self) -> list[str]:
+        """Names of the classes: the data's, else those of the checkpoint, else numbers."""
+        data = getattr(self._trainer, "datamodule", None)
+        names = getattr(data, "classes", None) or self.hparams.classes
+        return list(names) if names else [str(number) for number in range(self.outputs)]
 
     def _build(self, outputs: int, from_data: dict[str, Any]) -> None:
         h = self.hparams
@@ -199,6 +210,7 @@ class FaceTask(ZooModule):
         super().on_save_checkpoint(checkpoint)
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {**self._start, "pretrained": False, "outputs": self.outputs, "image_size": self.image_size}
+        hparams["classes"] = self.class_names() if self.hparams.task == "attributes" else None
         checkpoint["hyper_parameters"] = hparams
 
 

@@ -19,13 +19,14 @@ from zoo.driving.features import AGENT_SCALE, LocalScene, collate, make_sample, 
 from zoo.driving.maps import Lane, VectorMap
 from zoo.driving.scenes import FUTURE
 from zoo.errors import ZooError
-from zoo.module import StateDict, ZooModule, full_precision
+from zoo.module import StateDict, full_precision
 from zoo.papers.trajectory_mae import goals as stage
 from zoo.papers.trajectory_mae import weights
 from zoo.papers.trajectory_mae.inputs import preprocess_scene, to_tensors
 from zoo.papers.trajectory_mae.metrics import forecast_errors
 from zoo.papers.trajectory_mae.network import Attention, ConcatHead, GlobalGraph, ResidualHead, VectorNetEncoder
 from zoo.papers.trajectory_mae.selection import select_end_points
+from zoo.tasks.tuning import TunedTask
 
 Batch = dict[str, Tensor]
 
@@ -64,7 +65,7 @@ class Scores:
     dense: Tensor
 
 
-class TrajectoryForecaster(ZooModule):
+class TrajectoryForecaster(TunedTask):
     """Predicts six trajectories of 3 s for an agent from 2 s of history and the map around it.
 
     Args:
@@ -77,6 +78,8 @@ class TrajectoryForecaster(ZooModule):
         unused_weights: carry along the parameters that the official state dict holds and never uses, so that it can be
             loaded and written back.
         lr: Adam's rate; times `lr_decay` every `lr_step` epochs.
+        tuning: how much of the encoder is trained, such as {mode: frozen} or {mode: lora, rank: 8}; see
+            `zoo.tasks.tuning.Tuning`.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class TrajectoryForecaster(ZooModule):
         lr: float = 1.0e-3,
         lr_decay: float = 0.3,
         lr_step: int = 5,
+        tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         # A trained model holds its encoder itself: loading it must not look for the file it once started from.

@@ -92,6 +92,10 @@ class Attention(nn.Module):
 class GlobalGraph(nn.Module):
     """Two attentions of half the width side by side; computed as the two heads of one."""
 
+    weights_read_directly = tuple(
+        f"{part}.{name}" for part in ("global_graph", "global_graph2") for name in ("query", "key", "value")
+    )
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.global_graph = Attention(width, width // 2)
