@@ -29,7 +29,7 @@ def load(
 
     Args:
         name: a catalogue name (`zoo.list_models()`), a manifest (`.yaml`), a training checkpoint (`.ckpt`) or the
-            folder of a run.
+            folder of a run (its last checkpoint, or the best one where `report.json` names it).
         weights: other weights for the same network: a path, a URL or a state dict, in our key names or the official
             ones (told apart by the keys).
         pretrained: False gives the same network with random weights; nothing is downloaded.
@@ -225,6 +225,8 @@ def _find_checkpoint(name: str | os.PathLike[str]) -> Path | None:
         return path
     if not path.is_dir() or os.fspath(name) in list_models():
         return None
+    if (chosen := _reported(path)) is not None:
+        return chosen
     last = path / "checkpoints" / "last.ckpt"
     if last.is_file():
         return last
@@ -232,6 +234,18 @@ def _find_checkpoint(name: str | os.PathLike[str]) -> Path | None:
     if not found:
         raise ZooError(f"{path} is a folder without a checkpoint: looked for checkpoints/last.ckpt and *.ckpt in it.")
     return max(found, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def _reported(run: Path) -> Path | None:
+    """The checkpoint that a run's report is about (`zoo.callbacks.report`): its best epoch."""
+    import json
+
+    try:
+        name = json.loads((run / "report.json").read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    found = run / name if isinstance(name, str) else None
+    return found if found is not None and found.is_file() else None
 
 
 def _read_weights(weights: Weights) -> tuple[dict[str, Tensor], str]:

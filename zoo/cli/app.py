@@ -14,6 +14,7 @@ import typer
 from zoo import catalog, hub, loading
 from zoo.cli import compare, driving, faces, folds, students, volumes
 from zoo.cli.fractals import fractals
+from zoo.cli.new import new
 from zoo.cli.predict import predict
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
@@ -289,6 +290,7 @@ app.command(
     "predict",
     epilog=_examples("zoo predict RUN texts.txt -o classes.tsv", "zoo predict RUN GLUE --glue mnli -o submission"),
 )(predict)
+app.command("new", epilog=_examples("zoo new", "zoo new image-classification --from droppos-vit-cifar10 my_task"))(new)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
 

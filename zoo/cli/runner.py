@@ -243,6 +243,7 @@ def _summary(folder: Path, header: Any) -> None:
     found = [
         ("checkpoint", sorted(folder.glob("checkpoints/last.ckpt")) or sorted(folder.glob("checkpoints/*.ckpt"))),
         ("pictures", sorted(folder.glob("figures/*.png"))),
+        ("report", sorted(folder.glob("report.html"))),
         ("results", sorted(folder.glob("results*.json"))),
         ("metrics", sorted(folder.glob("metrics.csv"))),
         ("config", sorted(folder.glob("config.yaml"))),

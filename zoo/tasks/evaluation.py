@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.errors import ZooError
+from zoo.tasks.outcomes import ClassOutcome
 from zoo.tasks.start import classes_in_data, weights_of_classes
 from zoo.tasks.tuning import TunedTask
 
@@ -80,6 +81,14 @@ class ImageClassifier(TunedTask):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """(B, num_classes) probabilities."""
         return self.classify(batch[0] if isinstance(batch, list | tuple) else batch).float().softmax(-1)
+
+    def outcome_rows(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """What a report keeps of a batch: labels and probabilities."""
+        return batch[1], self.predict_step(batch, 0)
+
+    def outcome(self, rows: list[tuple[Tensor, Tensor]], data: Any) -> ClassOutcome:
+        """What was found on all held-out images."""
+        return ClassOutcome.of(rows, self.class_names())
 
     def _evaluate(self, batch: tuple[Tensor, ...], stage: str) -> None:
         images, labels = batch[:2]

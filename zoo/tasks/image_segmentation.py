@@ -15,6 +15,7 @@ from zoo.extras import require
 from zoo.module import StateDict, full_precision
 from zoo.nn.images import preprocess_images
 from zoo.optim import norm_bias_groups, one_cycle
+from zoo.tasks.outcomes import SampleOutcome
 from zoo.tasks.start import start_model
 from zoo.tasks.tuning import TunedTask
 
@@ -154,6 +155,16 @@ class ImageSegmentation(TunedTask):
         if len(iou):
             self.iou[stage](iou)
         self.log(f"{stage}/iou", self.iou[stage], prog_bar=True, batch_size=len(batch[0]))
+
+    def outcome_rows(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """IoU and Dice of each whole picture, NaN where nothing is there and nothing was found."""
+        found, true = (self.predict_step(batch, 0) > 0.5).flatten(1), batch[1].bool().flatten(1)
+        both, either = (found & true).sum(1).double(), (found | true).sum(1).double()
+        return {"IoU": both / either, "Dice": 2 * both / (both + either)}
+
+    def outcome(self, rows: list[dict[str, Tensor]], data: Any) -> SampleOutcome:
+        """What was found on all held-out pictures."""
+        return SampleOutcome.of(rows, "Dice")
 
     def figures(self, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Pictures with what is true and what is found in them, for the Figures callback."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.module import full_precision
 from zoo.optim_text import Schedule
+from zoo.tasks.outcomes import FunctionOutcome
 from zoo.tasks.spans import Answers, SpanScores, read_answers, span_scores
-from zoo.tasks.squad_scores import scores_v1, scores_v2
+from zoo.tasks.squad_scores import exact_match, scores_v1, scores_v2, token_f1
 from zoo.tasks.text_heads import EndsHead, SpanHead, SpanOutput, span_loss
 from zoo.tasks.text_task import Batch, TextTask
 
@@ -154,6 +156,34 @@ class QuestionAnswering(TextTask):
             return {"em": official["exact_match"], "f1": official["f1"]}
         official = scores_v2(questions, answers.given, answers.null_odds, self.null_threshold)
         return {name.replace("exact", "em"): value for name, value in official.items() if "total" not in name}
+
+    def outcome_rows(self, batch: Batch) -> list[SpanScores]:
+        """What a report keeps of a batch: the scores of its windows."""
+        return self.predict_step(batch, 0)
+
+    def outcome(self, rows: list[list[SpanScores]], data: Any) -> FunctionOutcome:
+        """What was answered to all held-out questions."""
+        windows = data.windows("val")
+        answers = self.read(windows, [score for part in rows for score in part])
+        questions = [question for question in windows.questions if question.id in answers.best]
+        texts = answers.given if self.no_answer else answers.best
+        each = []
+        for question in questions:
+            golds = question.answers or [""]
+            given = texts[question.id]
+            each.append((max(exact_match(g, given) for g in golds), max(token_f1(g, given) for g in golds)))
+        values = 100 * np.array(each, dtype=np.float64).reshape(-1, 2)
+
+        def score(index: np.ndarray) -> dict[str, float]:
+            return {"F1": float(values[index, 1].mean()), "exact match": float(values[index, 0].mean())}
+
+        columns = {
+            "question": [q.text for q in questions],
+            "found": [texts[q.id] for q in questions],
+            "true": [" | ".join(q.answers) for q in questions],
+            "F1": values[:, 1].round(1).tolist(),
+        }
+        return FunctionOutcome(len(questions), "F1", function=score, columns=columns)
 
     def became(self) -> dict[str, Any]:
         return {"no_answer": self.no_answer}

@@ -18,6 +18,7 @@ from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from zoo.errors import ZooError
 from zoo.module import full_precision
 from zoo.optim_text import Schedule
+from zoo.tasks.outcomes import ClassOutcome, NumberOutcome, Outcome
 from zoo.tasks.start import classes_in_data, weights_of_classes
 from zoo.tasks.text_heads import ClassificationHead
 from zoo.tasks.text_task import Batch, TextTask
@@ -162,6 +163,16 @@ class TextClassification(TextTask):
         """(B, num_classes) probabilities, or (B,) scores."""
         logits = self.classify(batch)
         return logits[:, 0] if self.regression else logits.softmax(-1)
+
+    def outcome_rows(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What a report keeps of a batch: labels and probabilities, or numbers."""
+        return batch["label"], self.predict_step(batch, 0)
+
+    def outcome(self, rows: list[tuple[Tensor, Tensor]], data: Any) -> Outcome:
+        """What was found in all held-out texts."""
+        if self.regression:
+            return NumberOutcome.of(rows)
+        return ClassOutcome.of(rows, self.classes or [str(i) for i in range(self.num_outputs)])
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits, labels = self.classify(batch), batch["label"]

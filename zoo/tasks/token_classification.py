@@ -13,6 +13,7 @@ from zoo.errors import ZooError
 from zoo.module import full_precision
 from zoo.nn.entities import entity_scores, has_entities
 from zoo.optim_text import Schedule
+from zoo.tasks.outcomes import FunctionOutcome
 from zoo.tasks.text_task import Batch, TextTask
 
 IGNORED = -100  # `tags` of pieces that do not begin a word
@@ -138,6 +139,21 @@ class TokenClassification(TextTask):
         pairs = [pair for both in zip(gold, found, strict=True) for pair in zip(*both, strict=True)]
         scores = {"acc": sum(a == b for a, b in pairs) / max(1, len(pairs))}
         return scores | entity_scores(gold, found) if has_entities(self.tags or []) else scores
+
+    def outcome_rows(self, batch: Batch) -> list[tuple[int, np.ndarray]]:
+        """What a report keeps of a batch: the tags of each item."""
+        return self.predict_step(batch, 0)
+
+    def outcome(self, rows: list[list[tuple[int, np.ndarray]]], data: Any) -> FunctionOutcome:
+        """What was found in all held-out sentences."""
+        gold, found = data.joined([row for part in rows for row in part])
+
+        def score(index: np.ndarray) -> dict[str, float]:
+            return self.evaluate([gold[i] for i in index], [found[i] for i in index])
+
+        columns = {"true": [" ".join(tags) for tags in gold], "found": [" ".join(tags) for tags in found]}
+        headline = "f1" if has_entities(self.tags or []) else "acc"
+        return FunctionOutcome(len(gold), headline, function=score, columns=columns)
 
     def became(self) -> dict[str, Any]:
         data = getattr(self._trainer, "datamodule", None)

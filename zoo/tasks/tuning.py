@@ -50,9 +50,8 @@ class Tuning:
         except (TypeError, ValueError) as error:
             raise ZooError(f"model.tuning: blocks, rank, alpha and dropout are numbers ({error}).") from error
         if tuning.mode not in MODES:
-            raise ZooError(
-                f"model.tuning.mode is one of {', '.join(MODES)}, not {tuning.mode!r}.{did_you_mean(tuning.mode, MODES)}"
-            )
+            close = did_you_mean(tuning.mode, MODES)
+            raise ZooError(f"model.tuning.mode is one of {', '.join(MODES)}, not {tuning.mode!r}.{close}")
         if numbers[0] < 1 or numbers[1] < 1 or numbers[2] <= 0 or not 0 <= numbers[3] < 1:
             raise ZooError(
                 "model.tuning: blocks and rank are at least 1, alpha lies above 0, dropout from 0 to below 1."
@@ -63,8 +62,8 @@ class Tuning:
 class TunedTask(ZooModule):
     """Base of the fine-tuning tasks: trains what the hyper-parameter `tuning` says.
 
-    Frozen parts stay in eval mode, so that batch norm keeps its statistics and dropout is off there. A LoRA run trains and
-    resumes with its adapters; `zoo.load` of it merges them, so what is loaded is the plain network.
+    Frozen parts stay in eval mode, so that batch norm keeps its statistics and dropout is off there. A LoRA run trains
+    and resumes with its adapters; `zoo.load` of it merges them, so what is loaded is the plain network.
     """
 
     _tuned: bool = False

@@ -13,6 +13,7 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from zoo.errors import ZooError
 from zoo.nn.survival import concordance, logistic_hazard_nll, risk_score, survival_curve
+from zoo.tasks.outcomes import ClassOutcome, FunctionOutcome
 from zoo.tasks.start import weights_of_classes
 from zoo.tasks.volumes import RowsTask, check_modalities
 
@@ -102,6 +103,18 @@ class VolumeClassification(_Logits):
             for subject, label, score in zip(batch["subject"], batch["label"], scores, strict=True)
         ]
 
+    def outcome_rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """What a report keeps of a batch: labels and probabilities."""
+        self._needs(batch, "label")
+        score = self.predict_step(batch, 0).float()
+        return batch["label"], torch.stack([1 - score, score], dim=1)
+
+    def outcome(self, rows: list[tuple[Tensor, Tensor]], data: Any) -> ClassOutcome:
+        """What was found in all held-out subjects."""
+        found = ClassOutcome.of(rows, self.class_names())
+        found.headline = "AUROC"
+        return found
+
     def _report(self, stage: str) -> None:
         scores = torch.tensor([row["score"] for row in self.predictions])
         labels = torch.tensor([row["label"] for row in self.predictions])
@@ -176,6 +189,18 @@ class VolumeSurvival(_Logits):
         score = concordance(*self._columns())
         if not np.isnan(score):
             self.log(f"{stage}/c_index", score, prog_bar=True, sync_dist=False)
+
+    def outcome_rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a report keeps of a batch: times, events, risks."""
+        risk = risk_score(self(self.volumes(batch)).float())
+        return torch.as_tensor(batch["time"]), torch.as_tensor(batch["event_seen"]), risk
+
+    def outcome(self, rows: list[tuple[Tensor, Tensor, Tensor]], data: Any) -> FunctionOutcome:
+        """What was found in all held-out subjects."""
+        time, event, risk = (torch.cat([row[i].cpu() for row in rows]).numpy() for i in range(3))
+        columns = {"time": time.tolist(), "event": event.tolist(), "risk": risk.tolist()}
+        score = lambda index: {"C-index": concordance(time[index], event[index], risk[index])}  # noqa: E731
+        return FunctionOutcome(len(time), "C-index", function=score, columns=columns)
 
     def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return tuple(np.array([row[key] for row in self.predictions]) for key in ("time", "event", "risk"))  # type: ignore[return-value]

@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.extras import require
 from zoo.nn.mri import REGIONS
+from zoo.tasks.outcomes import SampleOutcome
 from zoo.tasks.volumes import RowsTask, check_modalities
 
 
@@ -151,6 +152,18 @@ class VolumeSegmentation(RowsTask):
         if "seg" not in batch:
             raise ZooError("The data gives no segmentation: set data.segmentation to true.")
         return batch["seg"]
+
+    def outcome_rows(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Dice of each subject and region; NaN for a region that the truth lacks."""
+        from monai.metrics import compute_dice
+
+        found = (self(self.volumes(batch)).float().sigmoid() > 0.5).float()
+        dice = compute_dice(found, self._target(batch), include_background=True)
+        return {f"Dice {region}": dice[:, index] for index, region in enumerate(REGIONS)} | {"Dice": dice.nanmean(1)}
+
+    def outcome(self, rows: list[dict[str, Any]], data: Any) -> SampleOutcome:
+        """What was found in all held-out subjects."""
+        return SampleOutcome.of(rows, "Dice")
 
     def figures(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A slice of the first subject, the truth and the prediction, for the Figures callback."""

@@ -22,6 +22,7 @@ from zoo.papers.clip2point.clip import CLIP, PROMPT, fill_prompts, fixed_vectors
 from zoo.papers.clip2point.module import CLIP2Point, load_start
 from zoo.papers.clip2point.network import ViewAdapter, build_tower
 from zoo.papers.clip2point.rendering import RADIUS, DepthRenderer, clip_images
+from zoo.tasks.outcomes import ClassOutcome
 
 NETWORK: dict[str, int] = dict(image_size=224, patch_size=32, width=768, depth=12, num_heads=12, dim=512)
 """Geometry of both towers, ViT-B/32."""
@@ -226,6 +227,18 @@ class DualPathAdapter(ZooModule):
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.logits(batch[0])
+
+    def class_names(self) -> list[str]:
+        """Names of the classes that it learned."""
+        return list(self.hparams.class_names or [])
+
+    def outcome_rows(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What a report keeps of a batch: labels and probabilities (a softmax of the cosines, as in the loss)."""
+        return batch[1], self.logits(batch[0]).float().softmax(-1)
+
+    def outcome(self, rows: list[tuple[Tensor, Tensor]], data: Any) -> ClassOutcome:
+        """What was found on all held-out clouds."""
+        return ClassOutcome.of(rows, self.class_names())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

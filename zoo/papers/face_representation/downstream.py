@@ -15,7 +15,9 @@ from zoo.nn.gather import world_size
 from zoo.nn.images import preprocess_images
 from zoo.optim import adamw, warmup_cosine
 from zoo.papers.face_representation.encoder import MEAN, STD
+from zoo.papers.face_representation.metrics import nme
 from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, score
+from zoo.tasks.outcomes import ClassOutcome, FunctionOutcome, Outcome, SampleOutcome
 from zoo.tasks.start import check_image_size, describe_model, start_model
 from zoo.tasks.tuning import TunedTask
 
@@ -193,6 +195,29 @@ class FaceTask(TunedTask):
                     numbers[f"nme_{name}"] = score("landmarks", *part)["nme"]
         self.log_dict({f"{stage}/{key}": value for key, value in numbers.items()}, rank_zero_only=False)
         self.log(f"{stage}/headline", numbers[headline], prog_bar=True)
+
+    def outcome_rows(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a report keeps of a batch: predictions (of attributes, probabilities), targets, scales."""
+        out = self._out(batch["image"])
+        found = out.float().softmax(-1) if self.hparams.task == "attributes" else self.head.predict(out).float()
+        kept = {"prediction": found, "target": batch["target"]}
+        return kept | {key: batch[key] for key in ("scale",) if key in batch}
+
+    def outcome(self, rows: list[dict[str, Tensor]], data: Any) -> Outcome:
+        """What was found in all held-out faces. Pairs of faces are not independent: verification has no interval."""
+        task = self.hparams.task
+        if task == "attributes":
+            return ClassOutcome.of([(row["target"], row["prediction"]) for row in rows], self.class_names())
+        whole = {key: torch.cat([row[key].cpu() for row in rows]).numpy() for key in rows[0]}
+        if task in ("landmarks", "reconstruction3d"):
+            errors = 100 * nme(whole["prediction"], whole["target"], whole["scale"])
+            return SampleOutcome.of([{"NME (%)": torch.as_tensor(errors)}], "NME (%)")
+
+        def numbers(index: np.ndarray) -> dict[str, float]:
+            return score(task, whole["prediction"][index], whole["target"][index])
+
+        count = len(whole["target"])
+        return FunctionOutcome(count, HEADLINES[task].key, resample=task != "recognition", function=numbers)
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams

@@ -26,6 +26,7 @@ from zoo.papers.trajectory_mae.inputs import preprocess_scene, to_tensors
 from zoo.papers.trajectory_mae.metrics import forecast_errors
 from zoo.papers.trajectory_mae.network import Attention, ConcatHead, GlobalGraph, ResidualHead, VectorNetEncoder
 from zoo.papers.trajectory_mae.selection import select_end_points
+from zoo.tasks.outcomes import SampleOutcome
 from zoo.tasks.tuning import TunedTask
 
 Batch = dict[str, Tensor]
@@ -70,7 +71,8 @@ class TrajectoryForecaster(TunedTask):
 
     Args:
         pretrained: what the encoder starts from: None, a zoo name, a checkpoint, a run folder of TrajectoryMAE, or an
-            official `model.pretrain.N.bin`. Exactly the encoder's 32 tensors are taken.
+            official `model.pretrain.N.bin`. Exactly the encoder's 32 tensors are taken. A forecaster of the same shape
+            brings its decoder along.
         width, depth: see `TrajectoryMAE`; both must be those of `pretrained`.
         modes: trajectories.
         official_padding: see `VectorNetEncoder`.
@@ -108,7 +110,11 @@ class TrajectoryForecaster(TunedTask):
         if unused_weights:
             self.unused = _unused(width, depth).requires_grad_(False)
         if pretrained is not None:
-            self.load_encoder(_encoder_weights(pretrained), pretrained)
+            state = _encoder_weights(pretrained)
+            if set(state) == set(self.state_dict()):  # a forecaster: its decoder comes along
+                self.load_weights(state, pretrained)
+            else:
+                self.load_encoder(state, pretrained)
 
     def load_encoder(self, state_dict: StateDict, source: str = "these weights") -> None:
         """Takes exactly the encoder's tensors (official or our names); `ZooError` names one missing or misshapen.
@@ -232,6 +238,17 @@ class TrajectoryForecaster(TunedTask):
             for path, angle, origin in zip(paths, batch["angle"], batch["origin"], strict=True)
         ]
         return {"trajectories": np.stack(city), "probabilities": probability.double().cpu().numpy()}
+
+    def outcome_rows(self, batch: Batch) -> dict[str, Tensor]:
+        """Errors of each scene: of the best of six, and of the first."""
+        paths, _ = self.predict(batch)
+        return {
+            f"{name}_{k}": value for k in (6, 1) for name, value in forecast_errors(paths, batch["future"], k=k).items()
+        }
+
+    def outcome(self, rows: list[dict[str, Tensor]], data: Any) -> SampleOutcome:
+        """What was found in all held-out scenes; metres, MR is a share."""
+        return SampleOutcome.of(rows, "minFDE_6")
 
     def figures(self, batch: Batch) -> dict[str, Any]:
         """Pictures of a batch, for the Figures callback."""

@@ -1,0 +1,379 @@
+"""The tasks that `zoo new` knows: which recipe each builds upon, which models fit, how the data must lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo import catalog
+from zoo.errors import ZooError, did_you_mean
+from zoo.starters import layouts
+
+Settings = dict[str, Any]
+_FACES = tuple(f"zoo.papers.face_representation.{name}" for name in ("SwAV", "MoCo", "SimSiam", "FaceTask"))
+_VITS = ("zoo.papers.droppos.DropPos", "zoo.tasks.ImageClassification")
+_FRACTALS = (
+    "zoo.papers.fractals.FractalPretraining",
+    "zoo.papers.fractals.FractalSimSiam",
+    "zoo.tasks.ResNetClassification",
+)
+_TEXT_TASKS = tuple(f"zoo.tasks.{name}" for name in ("TextClassification", "TokenClassification", "QuestionAnswering"))
+_ELECTRA = ("zoo.papers.electra.Electra",)
+_BERT = (*(f"zoo.papers.well_read_students.{name}" for name in ("CompactBert", "Distillation")), *_TEXT_TASKS)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to a task, for one family of models.
+
+    Attributes:
+        recipe: the room's fine-tuning recipe that the starter is made from.
+        classes: class paths of the models that fit.
+        model_key: the argument of the task that names the model.
+        settings: what the starter changes in the recipe, by dotted key.
+        from_model: settings that follow the model: {dotted key: its constructor argument}.
+        full_width: only networks of the usual width fit (the U-Net's encoders have one width).
+    """
+
+    recipe: str
+    classes: tuple[str, ...]
+    model_key: str = "backbone"
+    settings: Settings = field(default_factory=dict)
+    from_model: dict[str, str] = field(default_factory=dict)
+    full_width: bool = False
+
+    def takes(self, class_path: str, init_args: dict[str, Any]) -> bool:
+        """Whether a model of this class, with these arguments, can be fine-tuned so."""
+        if not any(_same_class(class_path, known) for known in self.classes):
+            return False
+        return not self.full_width or init_args.get("width", 1.0) == 1.0
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A task for the user's own data.
+
+    Attributes:
+        task: its name on the command line. title: what it is, in a few words.
+        variants: ways to it; the first whose classes fit is taken.
+        monitor, mode: the metric that picks the best epoch, and whether "max" or "min" is best.
+        layout: how the data folder must look, for the README.
+        files: what `zoo predict` takes, output: what it writes (an example of -o).
+        root: the data folder's name below the starter's own.
+        comments: {dotted key: what to write beside it}, the things to change, in order.
+    """
+
+    task: str
+    title: str
+    variants: tuple[Variant, ...]
+    monitor: str
+    mode: str
+    layout: str
+    files: str
+    output: str
+    comments: dict[str, str]
+    root: str = "data"
+
+    def variant(self, class_path: str, init_args: dict[str, Any]) -> Variant | None:
+        """The way for a model; None if it does not fit."""
+        return next((variant for variant in self.variants if variant.takes(class_path, init_args)), None)
+
+
+def _same_class(path: str, known: str) -> bool:
+    """Rooms and tasks export their classes: `zoo.tasks.text_classification.X` is `zoo.tasks.X`."""
+    here, there = path.split("."), known.split(".")
+    return here[-1] == there[-1] and here[:2] == there[:2] and (here[1] != "papers" or here[2] == there[2])
+
+
+_TUNING = "full, frozen (the head alone), partial (with blocks: 2) or lora (with rank: 8; extra `lora`)"
+_EPOCHS = "longest training; it stops earlier when {monitor} no longer gets better"
+_BATCH = "as many as fit into memory: `zoo check` measures it"
+
+
+def _comments(monitor: str, root: str, tuning: bool = True, key: str = "backbone", **more: str) -> dict[str, str]:
+    notes = {"data.root": root, f"model.{key}": "what to start from: a name of `zoo ls`, a checkpoint or a run folder"}
+    if tuning:
+        notes["model.tuning.mode"] = _TUNING
+    notes |= {name.replace("__", "."): text for name, text in more.items()}
+    return notes | {"trainer.max_epochs": _EPOCHS.format(monitor=monitor), "data.batch_size": _BATCH}
+
+
+_SMALL_IMAGES = {"data.batch_size": 32, "data.num_workers": 2, "data.val_fraction": 0.2}
+_FACE = {"data.num_workers": 2, "data.batch_size": 32}
+_MRI = {"data.num_workers": 2}
+
+STARTERS: tuple[Starter, ...] = (
+    Starter(
+        "image-classification",
+        "classes of pictures",
+        (
+            Variant(
+                "droppos/finetune_classification",
+                _VITS,
+                settings=_SMALL_IMAGES,
+                from_model={"data.image_size": "image_size"},
+            ),
+            Variant(
+                "fractals/finetune_classification",
+                _FRACTALS,
+                settings=_SMALL_IMAGES,
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/acc1",
+        "max",
+        layouts.IMAGES,
+        "PICTURES",
+        "classes.csv",
+        _comments("val/acc1", "your pictures, one subfolder a class"),
+    ),
+    Starter(
+        "image-segmentation",
+        "one kind of thing in pictures, as masks",
+        (
+            Variant(
+                "fractals/finetune_glas",
+                _FRACTALS,
+                settings={"data.num_workers": 2, "data.batch_size": 8},
+                full_width=True,
+            ),
+        ),
+        "val/iou",
+        "max",
+        layouts.MASKS,
+        "PICTURES",
+        "masks/",
+        _comments(
+            "val/iou",
+            "your pictures and masks",
+            data__image_size="side of the training squares, a multiple of 32; set model.image_size alike",
+        ),
+    ),
+    Starter(
+        "face-landmarks",
+        "68 points of faces",
+        (
+            Variant(
+                "face_representation/finetune_landmarks",
+                (*_FACES, *_VITS),
+                settings=_FACE,
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/nme",
+        "min",
+        layouts.LANDMARKS,
+        "FACES",
+        "points.csv",
+        _comments("val/nme", "your pictures and .pts files"),
+    ),
+    Starter(
+        "face-attributes",
+        "classes of faces",
+        (
+            Variant(
+                "face_representation/finetune_attributes",
+                (*_FACES, *_VITS),
+                settings=_FACE,
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/acc1",
+        "max",
+        layouts.FACE_CLASSES,
+        "FACES",
+        "classes.csv",
+        _comments("val/acc1", "your faces: train/ and test/, one subfolder a class in each"),
+    ),
+    Starter(
+        "face-verification",
+        "an embedding of faces: same person or not",
+        (
+            Variant(
+                "face_representation/finetune_verification",
+                (*_FACES, *_VITS),
+                settings=_FACE,
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/tar",
+        "max",
+        layouts.IDENTITIES,
+        "FACES",
+        "embeddings.csv",
+        _comments("val/tar", "your faces: train/ and test/, one subfolder a person, nobody in both"),
+    ),
+    Starter(
+        "mri-segmentation",
+        "brain-tumour regions in MRI, any subset of four sequences",
+        (
+            Variant(
+                "bm_mae/finetune_segmentation",
+                ("zoo.papers.bm_mae.BMMAE",),
+                settings=_MRI,
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/dice",
+        "max",
+        layouts.MRI_SEGMENTATION,
+        "SUBJECTS",
+        "masks/",
+        _comments("val/dice", "your subjects", model__modalities="the sequences that you have, of t1, t1ce, t2, flair"),
+    ),
+    Starter(
+        "mri-classification",
+        "a yes-or-no question about MRI, from a table",
+        (
+            Variant(
+                "bm_mae/finetune_classification",
+                ("zoo.papers.bm_mae.BMMAE",),
+                settings={**_MRI, "data.label": "label", "data.table": "{root}/subjects.csv"},
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/auroc",
+        "max",
+        layouts.MRI_TABLE,
+        "SUBJECTS",
+        "classes.csv",
+        _comments(
+            "val/auroc",
+            "your subjects",
+            data__label="the column of the table with two different values",
+            model__modalities="the sequences that you have, of t1, t1ce, t2, flair",
+        ),
+    ),
+    Starter(
+        "cloud-classification",
+        "classes of meshes and point clouds",
+        (
+            Variant(
+                "clip2point/finetune_shapes",
+                ("zoo.papers.clip2point.CLIP2Point",),
+                settings={"data.num_workers": 2},
+                from_model={"model.clip": "clip"},
+            ),
+        ),
+        "val/acc1",
+        "max",
+        layouts.SHAPES,
+        "SHAPES",
+        "classes.csv",
+        _comments(
+            "val/acc1",
+            "your shapes, one subfolder a class",
+            tuning=False,
+            model__upright="true if your shapes are z-up",
+            model__lr="rate of the two adapters, which are all that is trained",
+        ),
+    ),
+    Starter(
+        "trajectory-forecasting",
+        "where a road user will be in 3 s",
+        (
+            Variant(
+                "trajectory_mae/finetune_scenes",
+                tuple(f"zoo.papers.trajectory_mae.{name}" for name in ("TrajectoryMAE", "TrajectoryForecaster")),
+                "pretrained",
+                from_model={"model.width": "width", "model.depth": "depth", "model.normalise": "normalise"},
+            ),
+        ),
+        "val/minFDE_6",
+        "min",
+        layouts.SCENES,
+        "SCENES.csv",
+        "forecasts.json",
+        _comments(
+            "val/minFDE_6",
+            "your scenes",
+            key="pretrained",
+            data__map_dir="the vector map; null looks in data.root and above it",
+        ),
+    ),
+    *(
+        Starter(
+            f"text-{name}",
+            title,
+            (
+                Variant(f"electra/finetune_{recipe}", _ELECTRA, settings=settings),
+                Variant(bert, _BERT, settings=settings),
+            ),
+            monitor,
+            "max",
+            layout,
+            files,
+            output,
+            _comments(monitor, root, data__max_length="longer texts are cut (tags: go on in the next item)"),
+        )
+        for name, title, recipe, bert, settings, monitor, layout, files, output, root in (
+            (
+                "classification",
+                "classes of texts or pairs of texts",
+                "classification",
+                "well_read_students/finetune",
+                {},
+                "val/acc",
+                layouts.TEXTS,
+                "texts.csv",
+                "classes.tsv",
+                "train and dev as .tsv, .csv or .jsonl",
+            ),
+            (
+                "regression",
+                "a number for a text",
+                "classification",
+                "well_read_students/finetune",
+                {"model.regression": True, "data.regression": True},
+                "val/spearman",
+                layouts.TEXT_NUMBERS,
+                "texts.csv",
+                "scores.tsv",
+                "train and dev as .tsv, .csv or .jsonl",
+            ),
+            (
+                "tagging",
+                "tags of words: entities, chunks, parts of speech",
+                "tagging",
+                "well_read_students/finetune_tagging",
+                {},
+                "val/acc",
+                layouts.TAGS,
+                "words.conll",
+                "tagged.conll",
+                "train.txt and dev.txt, CoNLL",
+            ),
+            (
+                "qa",
+                "the answer to a question, marked in a text",
+                "squad",
+                "well_read_students/finetune_squad",
+                {"data.num_workers": 2},
+                "val/f1",
+                layouts.QUESTIONS,
+                "questions.json",
+                "answers.json",
+                "train and dev in SQuAD's JSON",
+            ),
+        )
+    ),
+)
+
+
+def find_starter(task: str) -> Starter:
+    """The starter of that name. Raises `ZooError` with the nearest ones."""
+    names = [starter.task for starter in STARTERS]
+    for starter in STARTERS:
+        if starter.task == task:
+            return starter
+    raise ZooError(f"There is no task {task!r}.{did_you_mean(task, names)} `zoo new --list` shows them all.")
+
+
+def fitting_models(starter: Starter) -> list[str]:
+    """Names of the catalogue's models that a starter takes."""
+    found = []
+    for name in catalog.list_models():
+        manifest = catalog.info(name)
+        if starter.variant(manifest.class_path, manifest.init_args):
+            found.append(name)
+    return found

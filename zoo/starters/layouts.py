@@ -1,0 +1,120 @@
+"""How the data of each starter must lie, for its README."""
+
+IMAGES = """\
+One subfolder a class, with or without `train/` and `val/` above them. Without, a fifth of each class is held out.
+
+    data/
+      cat/    1.jpg  2.png ...
+      dog/    7.jpg ...
+
+or `data/train/cat/`, `data/val/cat/` and so on. Parquet works too: `train.parquet` and `test.parquet` with the columns
+`image` and `label`. JPEG, PNG, WebP, TIFF, BMP, GIF of any size."""
+
+MASKS = """\
+Pictures named `train_*` and `test*`, each with a mask of the same stem and `_anno` beside it: 0 is background, all else
+is what you look for.
+
+    data/
+      train_1.png   train_1_anno.png
+      train_2.png   train_2_anno.png
+      test_1.png    test_1_anno.png"""
+
+LANDMARKS = """\
+Pictures with a `.pts` file of 68 points beside each (the 300-W layout: pixels, the first at 1). Every fifth picture
+tests.
+
+    data/
+      a.jpg   a.pts
+      b.jpg   b.pts"""
+
+FACE_CLASSES = """\
+Cropped faces, one subfolder a class, in `train/` and in `test/`; the same classes in both.
+
+    data/
+      train/   smiling/ 1.jpg ...   neutral/ 2.jpg ...
+      test/    smiling/ 8.jpg ...   neutral/ 9.jpg ..."""
+
+IDENTITIES = """\
+Cropped faces, one subfolder a person; nobody is in both `train/` and `test/`.
+
+    data/
+      train/   anna/ 1.jpg 2.jpg ...   ben/ 1.jpg ...
+      test/    carla/ 1.jpg 2.jpg ...  dan/ 1.jpg ..."""
+
+MRI_SEGMENTATION = """\
+NIfTI files, skull-stripped and registered to each other, named as in BraTS (or as in BraTS 2023 and UPenn-GBM), in any
+folders. A fifth of the patients is held out; `data/train` and `data/val` fix the split.
+
+    data/
+      P001/   P001_t1.nii.gz  P001_t1ce.nii.gz  P001_t2.nii.gz  P001_flair.nii.gz  P001_seg.nii.gz
+      P002/   ...
+
+Labels of the segmentation: 1 core, 2 oedema, 4 enhancing tumour (3 since BraTS 2023). Sequences may be missing: leave
+them out of `model.modalities`, or see `data.on_missing`."""
+
+MRI_TABLE = """\
+NIfTI files, skull-stripped and registered to each other, named as in BraTS, in any folders, and a table with a row a
+subject. One fold of five is held out.
+
+    data/
+      subjects.csv
+      P001/   P001_t1.nii.gz  P001_t1ce.nii.gz  P001_t2.nii.gz  P001_flair.nii.gz
+      P002/   ...
+
+`subjects.csv` has a column `subject` with the ids and a column `label` with two different values:
+
+    subject,label
+    P001,mutant
+    P002,wildtype"""
+
+SHAPES = """\
+Meshes or point clouds (OFF, PLY, OBJ, STL, XYZ, NPY), one subfolder a class, with or without `train/` and `test/` above
+them. Without, a fifth of each class is held out (a class with one shape has none to hold out).
+
+    data/
+      chair/   1.off  2.obj ...
+      mug/     1.ply ..."""
+
+SCENES = """\
+One CSV a scene with the columns of Argoverse 1 (`TIMESTAMP,TRACK_ID,OBJECT_TYPE,X,Y,CITY_NAME`): 10 Hz, 2 s of history
+and 3 s of future, one track is the `AGENT`. The vector map (`map_files`) lies beside them or above.
+
+    data/
+      map_files/   pruned_argoverse_MIA_10316_vector_map.xml  pruned_argoverse_PIT_10314_vector_map.xml
+      train/data/  1.csv  2.csv ...
+      val/data/    3.csv ...
+
+CSVs directly in the folder work too: a tenth of the runs is then held out."""
+
+TEXTS = """\
+`train` and `dev`, each as .csv or .tsv with a header, or .jsonl, with the columns `text` and `label`.
+
+    data/
+      train.csv
+      dev.csv
+
+For pairs of texts name the second column: `data.pair_column`."""
+
+TEXT_NUMBERS = """\
+`train` and `dev`, each as .csv or .tsv with a header, or .jsonl, with the columns `text` and `label`, a number.
+
+    data/
+      train.csv
+      dev.csv"""
+
+TAGS = """\
+`train.txt` and `dev.txt` in CoNLL: a word a line, its tag in the last column, a blank line after each sentence.
+
+    Berlin B-LOC
+    is     O
+    big    O
+
+Entity tags (B-, I-, also E-, S-) are learned as BIOES; for parts of speech set `data.scheme: as_is`."""
+
+QUESTIONS = """\
+`train.json` and `dev.json` in SQuAD's layout: data, paragraphs, context, qas with id, question, answers (text and
+answer_start) and, where questions may have no answer, is_impossible.
+
+    data/
+      train.json
+      dev.json"""
