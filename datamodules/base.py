@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audit import Audit
 from datamodules.sampling import EvalBatches, LengthBuckets, SeededCollate, SeededDataset, TrainBatches
 from zoo.errors import ZooError
 from zoo.seeding import TRANSFER, run_seed, seed_batch
@@ -109,6 +110,17 @@ class ZooDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             seed_batch(self.trainer, TRANSFER, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
         return batch
+
+    def audit(self, read: bool = True) -> Audit:
+        """What is in the data and what is wrong with it; `read` opens every file, else only what is known is told.
+
+        This one knows the sides alone. Raises what `setup` raises where the data cannot be opened at all.
+        """
+        self.setup()
+        found = Audit()
+        sides = {"training": getattr(self, "train_data", None), "validation": getattr(self, "val_data", None)}
+        found.sides({side: len(data) for side, data in sides.items() if data is not None})
+        return found
 
     def class_counts(self) -> list[int] | None:
         """Training samples of each class, in the order of the classes; None where there are none. Known after setup."""

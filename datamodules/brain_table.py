@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from datamodules.audit import Audit
 from datamodules.brain_tumour import TumourDataModule
 from zoo.errors import ZooError, did_you_mean
 from zoo.nn.subjects import Subject
@@ -122,6 +123,21 @@ class TumourTableDataModule(TumourDataModule):
             return None
         labels = [self._extra[subject.id]["label"] for subject in self.train_data.subjects]
         return np.bincount(labels, minlength=len(self.classes)).tolist()
+
+    def audit(self, read: bool = True) -> Audit:
+        found = super().audit(read)
+        if self.train_data is None or self.val_data is None:
+            return found
+        sides = {"training": self.train_data.subjects, "validation": self.val_data.subjects}
+        if self.classes:
+            labels = {side: [self._extra[s.id]["label"] for s in part] for side, part in sides.items()}
+            found.class_counts(labels, self.classes)
+        else:
+            for side, part in sides.items():
+                events = sum(self._extra[s.id]["event_seen"] for s in part)
+                found.facts[f"events, {side}"] = f"{events} of {len(part)}, the others are censored"
+                found.spread(f"times, {side}", [round(float(self._extra[s.id]["time"]), 2) for s in part])
+        return found
 
     def split(self) -> tuple[list[Subject], list[Subject]]:
         h = self.hparams

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audit import Audit
 from datamodules.base import ZooDataModule
 from datamodules.brain_cohort import write_cohort
 from zoo.errors import ZooError
@@ -493,6 +494,13 @@ class TumourDataModule(ZooDataModule):
         whole = (h.whole_val and not train) if whole is None else whole
         rules = Rules(**{**vars(self.rules), "size": None}) if whole else self.rules
         return TumourDataset(subjects, rules, train and h.augment, h.cache, h.cache_dir, extra)
+
+    def audit(self, read: bool = True) -> Audit:
+        from datamodules.brain_audit import audit_subjects
+
+        self._follow_model()
+        self.prepare_data()
+        return audit_subjects(self, read)
 
     def report(self, train: int, val: int) -> None:
         """Prints one table of what was found."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audit import Audit, file_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from datamodules.images import IMAGE_SUFFIXES
 from zoo.errors import ZooError
@@ -88,6 +89,34 @@ class GlaSDataModule(ZooDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self.val_dataloader()
 
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.train_data is not None
+        assert self.val_data is not None
+        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
+        counts = {side: len(part) for side, part in data.items()}
+        found.sides(counts, "pictures")
+        if not read:
+            return found
+
+        def look(side: str, index: int) -> tuple[tuple[int, ...], float, str]:
+            picture, mask = data[side].read(index)
+            return picture.size, float(np.asarray(mask).mean()), file_key(data[side].pairs[index][0])
+
+        seen = read_all(found, counts, look, "pictures or masks")
+        rows = [row for part in seen.values() for row in part.values()]
+        if rows:
+            found.facts["sizes"] = most_common(f"{size[0]} x {size[1]}" for size, _, _ in rows)
+            found.spread("share of a picture that is marked", [round(share, 3) for _, share, _ in rows])
+            for share, words in ((0.0, "mark nothing"), (1.0, "mark everything")):
+                if count := sum(row[1] == share for row in rows):
+                    found.warnings.append(f"{count} of {len(rows)} masks {words}.")
+        found.leaks(
+            {side: {str(data[side].pairs[i][0]): row[2] for i, row in part.items()} for side, part in seen.items()},
+            "pictures",
+        )
+        return found
+
     def raw_sample(self) -> Image.Image:
         """The first held-out picture."""
         self.setup()
@@ -121,12 +150,17 @@ class _Pairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def read(self, index: int) -> tuple[Image.Image, Image.Image]:
+        """Picture (RGB) and mask (0 and 1). Raises `ZooError` for files that cannot be read or do not fit."""
         picture, mask = _open(self.pairs[index][0]).convert("RGB"), _open(self.pairs[index][1])
         # Glands are numbered; what matters is whether there is one.
         mask = Image.fromarray((np.asarray(mask.convert("L") if mask.mode == "RGB" else mask) > 0).astype(np.uint8))
         if picture.size != mask.size:
             raise ZooError(f"{self.pairs[index][1]} has {mask.size} pixels, its picture {picture.size}.")
+        return picture, mask
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        picture, mask = self.read(index)
         if self.transform is not None:
             picture, mask = self.transform(picture, mask)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(mask))[None]

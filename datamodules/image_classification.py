@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch.utils.data import DataLoader, Subset
 
+from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from datamodules.images import ImageDataset, few_label_subset, open_images
 from datamodules.transforms import RandomResizedCropFlip, ResizeCenterCrop
@@ -116,6 +117,38 @@ class ImageClassificationDataModule(ZooDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self.val_dataloader()
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.train_data is not None
+        assert self.val_data is not None
+        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
+        found.sides({side: len(part) for side, part in data.items()}, "pictures")
+        found.class_counts({side: part.labels for side, part in data.items()}, self.classes)
+        if not read:
+            return found
+
+        def look(side: str, index: int) -> tuple[tuple[int, int], str]:
+            image = data[side].image(index)
+            try:
+                return image.size, bytes_key(np.asarray(image))
+            except OSError as error:  # a JPEG shows its end only when it is decoded
+                raise data[side].unreadable(index, error) from error
+
+        skips = self.hparams.on_bad_image == "skip"
+        seen = read_all(found, {side: len(part) for side, part in data.items()}, look, "pictures", skips)
+        sizes = [size for part in seen.values() for size, _ in part.values()]
+        if sizes:
+            found.facts["sizes"] = most_common(f"{width} x {height}" for width, height in sizes)
+            small = sum(min(size) < self.hparams.image_size for size in sizes)
+            if small > len(sizes) / 2:
+                found.warnings.append(
+                    f"{small:,} of {len(sizes):,} pictures are smaller than data.image_size {self.hparams.image_size}: "
+                    "they are enlarged, which adds nothing but time."
+                )
+        keys = {side: {data[side].names[i]: key for i, (_, key) in part.items()} for side, part in seen.items()}
+        found.leaks(keys, "pictures")
+        return found
 
     def raw_sample(self) -> Image.Image:
         """The first held-out image."""

@@ -67,9 +67,10 @@ class ImageDataset(Dataset):
                 image = self.read(index)
                 return image if image.mode == "RGB" else image.convert("RGB")
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise self._unreadable(index, error) from error
+            raise self.unreadable(index, error) from error
 
-    def _unreadable(self, index: int, error: Exception) -> ZooError:
+    def unreadable(self, index: int, error: Exception) -> ZooError:
+        """What to say of image `index`, which cannot be read because of `error`."""
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
         return ZooError(
             f"Cannot read the image {self.names[index]} ({reason}). Repair or remove it, or pass over such files "
@@ -86,7 +87,7 @@ class ImageDataset(Dataset):
                 # Inside the try: a JPEG is decoded only here, so this is where a truncated one shows.
                 item = image if self.transform is None else self.transform(image)
             except (ZooError, OSError) as caught:
-                error = caught if isinstance(caught, ZooError) else self._unreadable(at, caught)
+                error = caught if isinstance(caught, ZooError) else self.unreadable(at, caught)
                 if self.on_bad_image == "error":
                     raise error from caught
                 self._skipped += 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audit import Audit, bytes_key
 from datamodules.text import PYTHON_DOCS, OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_glue import GLUE, GlueTask, glue_folder
@@ -95,6 +96,7 @@ class TextClassificationDataModule(TextDataModule):
         self.mismatched, self.double_unordered, self.bucket_by_length = mismatched, double_unordered, bucket_by_length
         self.skipped = 0
         self.classes: list[str] = []
+        self.examples: dict[str, list[Example]] = {}
         self.train_data: Dataset | None = None
         self.val_data: Dataset | None = None
 
@@ -128,8 +130,43 @@ class TextClassificationDataModule(TextDataModule):
         if self.hparams.limit is not None:
             order = np.random.default_rng(0).permutation(len(train))[: self.hparams.limit]
             train = [train[i] for i in order]
+        self.examples = {"training": train, "validation": dev}
         self.train_data = LabelledTexts(train, self._labels(train, "train"), self.tokenizer, self.max_length)
         self.val_data = LabelledTexts(dev, self._labels(dev, "dev"), self.tokenizer, self.max_length)
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        found = Audit()
+        found.sides({side: len(part) for side, part in self.examples.items()}, "texts")
+        sides = {"training": self.train_data, "validation": self.val_data}
+        labels = {side: data.labels.tolist() for side, data in sides.items()}  # type: ignore[union-attr]
+        if self.regression:
+            for side, values in labels.items():
+                found.spread(f"labels, {side}", [round(value, 4) for value in values])
+            if len(set(labels["training"])) < 2:
+                found.problems.append("All training labels are the same number: there is nothing to learn.")
+        else:
+            found.class_counts(labels, self.classes)
+            if len(self.classes) > 50:
+                found.warnings.append(f"There are {len(self.classes)} classes: are the labels numbers to be predicted "
+                                      "(model.regression and data.regression)?")  # fmt: skip
+        for side, data in sides.items():
+            lengths = data.lengths  # type: ignore[union-attr]
+            found.spread(f"tokens of a text, {side}", lengths.tolist())
+            if cut := int((lengths >= self.max_length).sum()):
+                share = cut / len(lengths)
+                found.warnings.append(
+                    f"{cut:,} of the {side} texts ({share:.0%}) fill data.max_length {self.max_length} or are cut there."
+                )
+        if self.skipped:
+            found.warnings.append(f"{self.skipped} rows were passed over (data.on_bad_text: skip).")
+        keys = {
+            side: {f"row {n} {a[:40]!r}": bytes_key(" ".join(a.split()).lower(), b or "")
+                   for n, (a, b, _) in enumerate(part, 1)}
+            for side, part in self.examples.items()
+        }  # fmt: skip
+        found.leaks(keys, "texts")
+        return found
 
     def _labels(self, examples: list[Example], part: str) -> Tensor:
         if self.regression:

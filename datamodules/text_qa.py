@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import DataLoader
 
+from datamodules.audit import Audit, bytes_key
 from datamodules.text import OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_squad import Question, Squad, SquadWindows, read_squad
@@ -133,6 +134,27 @@ class SquadDataModule(TextDataModule):
         if not len(self.train_data):
             raise ZooError(f"None of the {len(train.questions)} training questions of {h.root} can be used.")
         self.val_data = SquadWindows(dev, *shape)
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.train_data is not None
+        assert self.val_data is not None
+        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
+        found.sides({side: len(part.questions) for side, part in data.items()}, "questions")
+        found.sides({side: len(part) for side, part in data.items()}, "windows of text")
+        for side, part in data.items():
+            none = sum(not question.answers for question in part.questions)
+            if none and not self.no_answer:
+                found.problems.append(
+                    f"{none} {side} questions have no answer, but the file does not say is_impossible."
+                )
+            elif none:
+                found.facts[f"without answer, {side}"] = f"{none:,} of {len(part.questions):,}"
+        if self.num_skipped:
+            found.warnings.append(f"{self.num_skipped} questions were passed over (data.on_bad_text: skip).")
+        keys = {side: {f"{q.id} {q.text[:40]!r}": bytes_key(q.text) for q in p.questions} for side, p in data.items()}
+        found.leaks(keys, "questions")
+        return found
 
     def windows(self, stage: str) -> SquadWindows:
         """The windows that an evaluation goes over."""

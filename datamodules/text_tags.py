@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audit import Audit, bytes_key
 from datamodules.text import OnBad
 from datamodules.text_base import TextDataModule
 from zoo.errors import ZooError
@@ -219,6 +220,28 @@ class TaggingDataModule(TextDataModule):
             train = [train[i] for i in order]
         shape = (self.tags, self.tokenizer, self.max_length, self.hparams.segment)
         self.train_data, self.val_data = TaggedWords(train, *shape), TaggedWords(dev, *shape)
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.train_data is not None
+        assert self.val_data is not None
+        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
+        found.sides({side: len(part.sentences) for side, part in data.items()}, "sentences")
+        numbers = {name: number for number, name in enumerate(self.tags)}
+        labels = {side: [numbers[t] for _, tags in part.sentences for t in tags] for side, part in data.items()}
+        found.sides({side: len(part) for side, part in labels.items()}, "words")
+        found.class_counts(labels, self.tags)
+        for side, part in data.items():
+            found.spread(f"tokens of an item, {side}", part.lengths.tolist())
+        if self.skipped:
+            found.warnings.append(f"{self.skipped} lines were passed over (data.on_bad_text: skip).")
+        keys = {
+            side: {f"sentence {n} {' '.join(words)[:40]!r}": bytes_key(" ".join(words))
+                   for n, (words, _) in enumerate(part.sentences, 1) if len(words) > 3}
+            for side, part in data.items()
+        }  # fmt: skip
+        found.leaks(keys, "sentences")
+        return found
 
     def joined(self, rows: Iterable[tuple[int, np.ndarray]]) -> tuple[list[list[str]], list[list[str]]]:
         """Tags of held-out sentences: the true ones, and those predicted by item (number, numbers of the tags).

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from zoo.driving.features import LocalScene, Sample, collate, make_sample
 from zoo.driving.maps import VectorMap, find_map_folder, write_map
@@ -201,6 +203,38 @@ class DrivingDataModule(ZooDataModule):
         """The file of each scene that `predict` goes through, in order."""
         assert self.predict_data is not None, 'call setup("predict") first'
         return self.predict_data.names
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.train_data is not None
+        assert self.val_data is not None
+        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
+        counts = {side: len(part) for side, part in data.items()}
+        found.sides(counts, "scenes")
+        if not read:
+            return found
+
+        def look(side: str, index: int) -> tuple[str, int, int, float, str]:
+            scene = data[side].local(index)
+            agent = scene.tracks[0]
+            speed = float(np.linalg.norm(np.diff(agent.xy[:20], axis=0), axis=1).mean() * 10)
+            return scene.city, len(scene.tracks), len(scene.lanes), speed, bytes_key(agent.xy, agent.times)
+
+        seen = read_all(found, counts, look, "scenes")
+        rows = [row for part in seen.values() for row in part.values()]
+        found.facts["cities"] = most_common(row[0] for row in rows)
+        found.spread("road users in a scene", [row[1] for row in rows])
+        found.spread("lanes within reach", [row[2] for row in rows])
+        found.spread("mean speed of the agent", [round(row[3], 1) for row in rows], "m/s")
+        if bare := sum(not row[2] for row in rows):
+            found.warnings.append(
+                f"{bare} of {len(rows)} scenes have no lane within reach: is it the map of the place?"
+            )
+        if fast := sum(row[3] > 60 for row in rows):
+            found.problems.append(f"In {fast} scenes the agent goes faster than 60 m/s: are X and Y metres?")
+        keys = {side: {data[side].names[i]: row[4] for i, row in part.items()} for side, part in seen.items()}
+        found.leaks(keys, "scenes")
+        return found
 
     # ------------------------------------------------------------------ for reports
 

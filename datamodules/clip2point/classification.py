@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 from torch.utils.data import DataLoader
 
+from datamodules.audit import Audit, bytes_key, read_all
 from datamodules.base import ZooDataModule
 from datamodules.clip2point.clouds import CloudDataset, few_shots, find_shapes
 from datamodules.clip2point.names import CLASS_LISTS
@@ -82,6 +84,34 @@ class PointCloudDataModule(ZooDataModule):
         if self.hparams.class_list:
             return list(CLASS_LISTS[self.hparams.class_list][1])
         return [name.replace("_", " ") for name in self.classes]
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.train_data is not None
+        assert self.test_data is not None
+        found, data = Audit(), {"training": self.train_data, "validation": self.test_data}
+        counts = {side: len(part) for side, part in data.items()}
+        found.sides(counts, "shapes")
+        found.class_counts({side: part.labels for side, part in data.items()}, self.classes)
+        if not read:
+            return found
+
+        def look(side: str, index: int) -> tuple[int, bool, str]:
+            shape = data[side].shapes[index]
+            data[side][index]  # as a cloud: a mesh without area, fewer points than none
+            return len(shape.vertices), shape.faces is not None, bytes_key(np.asarray(shape.vertices))
+
+        seen = read_all(found, counts, look, "shapes")
+        rows = [row for part in seen.values() for row in part.values()]
+        found.spread("points of a shape", [row[0] for row in rows])
+        found.facts["kinds"] = f"{sum(row[1] for row in rows)} meshes, {sum(not row[1] for row in rows)} clouds"
+        paths = {side: getattr(part.shapes, "paths", None) for side, part in data.items()}
+        keys = {
+            side: {str(paths[side][i]) if paths[side] else f"{side} {i}": row[2] for i, row in part.items()}
+            for side, part in seen.items()
+        }
+        found.leaks(keys, "shapes")
+        return found
 
     def raw_sample(self) -> Shape:
         """A shape as a user would give it to a model's `preprocess`."""

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule, normalize
 from datamodules.faces import identities, layouts, meshes
 from datamodules.faces.layouts import Annotations
@@ -156,6 +157,7 @@ class FaceTaskDataModule(ZooDataModule):
         if flip and task in ("landmarks", "reconstruction3d"):
             raise ZooError(f"flip would exchange left and right points of {task}: set data.flip to 0.")
         self.data: dict[str, Any] | None = None
+        self.class_folders: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
         if self.data is None:
@@ -195,6 +197,7 @@ class FaceTaskDataModule(ZooDataModule):
                 )
             for part in parts:
                 part.subjects = None
+            self.class_folders = names[0]
             outputs, scales = len(names[0]), [None, None]
         elif h.dataset == "3dmm":
             if h.basis is None:
@@ -278,6 +281,51 @@ class FaceTaskDataModule(ZooDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes (attributes from folders); none otherwise."""
+        self.setup()
+        return self.class_folders
+
+    def audit(self, read: bool = True) -> Audit:
+        self.setup()
+        assert self.data is not None
+        found = Audit()
+        data = {"training": self.data["train"], "validation": self.data["test"]}
+        counts = {side: len(part) for side, part in data.items()}
+        found.sides(counts, "pictures")
+        if self.class_folders:
+            labels = {side: part.annotations.targets.tolist() for side, part in data.items()}
+            found.class_counts(labels, self.class_folders)
+        if not read or not all(isinstance(part, FaceCrops) for part in data.values()):
+            return found
+
+        def look(side: str, index: int) -> tuple[tuple[int, int], str, bool]:
+            picture = data[side].picture(index)
+            data[side][index]  # the cut-out: a box without size
+            outside = False
+            if self.hparams.task == "landmarks":
+                points = data[side].annotations.targets[index]
+                known = points[np.isfinite(points).all(-1)]
+                outside = bool(((known < -1) | (known > np.array(picture.size))).any())
+            return picture.size, bytes_key(np.asarray(picture)), outside
+
+        seen = read_all(found, counts, look, "pictures or their boxes")
+        found.facts["sizes"] = most_common(
+            f"{size[0]} x {size[1]}" for part in seen.values() for size, _, _ in part.values()
+        )
+        names = {side: part.annotations.images for side, part in data.items()}
+        strays = [str(names[side][i]) for side, part in seen.items() for i, row in part.items() if row[2]]
+        if strays:
+            found.problems.append(f"{len(strays)} pictures have landmarks that lie outside, such as {strays[0]}.")
+        keys = {
+            side: {str(names[side][i]) if isinstance(names[side][i], Path) else f"{side} {i}": row[1]
+                   for i, row in part.items()}
+            for side, part in seen.items()
+        }  # fmt: skip
+        found.leaks(keys, "pictures")
+        return found
 
     def raw_sample(self) -> Image.Image:
         """The first test picture."""

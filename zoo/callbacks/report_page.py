@@ -81,8 +81,8 @@ class Page:
         self.table(("", "value", f"{level:.0%} interval", ""), rows, strong)
         self.note(
             f"On {outcome.count} held-out samples. Intervals: percentile bootstrap over the samples, taken as "
-            "independent. The epoch was chosen on these same samples, so the numbers lean to the good side: keep a test set apart "
-            "for the ones that you publish, or use zoo kfold."
+            "independent. The epoch was chosen on these same samples, so the numbers lean to the good side: keep a "
+            "test set apart for the ones that you publish, or use zoo kfold."
         )
         if outcome.count < 50:
             self.note(f"{outcome.count} samples are few: trust the intervals more than the values.", "warning")

@@ -13,6 +13,7 @@ import typer
 
 from zoo import catalog, hub, loading
 from zoo.cli import compare, driving, faces, folds, students, volumes
+from zoo.cli.check import check
 from zoo.cli.fractals import fractals
 from zoo.cli.new import new
 from zoo.cli.predict import predict
@@ -290,6 +291,11 @@ app.command(
     "predict",
     epilog=_examples("zoo predict RUN texts.txt -o classes.tsv", "zoo predict RUN GLUE --glue mnli -o submission"),
 )(predict)
+app.command(
+    "check",
+    epilog=_examples("zoo check my_task/recipe.yaml", "zoo check droppos/finetune_classification --data.root PHOTOS"),
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(check)
 app.command("new", epilog=_examples("zoo new", "zoo new image-classification --from droppos-vit-cifar10 my_task"))(new)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 

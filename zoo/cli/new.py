@@ -13,7 +13,7 @@ from zoo.errors import ZooError
 def new(
     task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="What to do; without it, all tasks.")] = None,
     dest: Annotated[Path | None, typer.Argument(metavar="[DEST]", help="New folder.")] = None,
-    model: Annotated[str | None, typer.Option("--from", metavar="MODEL", help="What to start from: a name, a checkpoint, a run.")] = None,
+    model: Annotated[str | None, typer.Option("--from", metavar="MODEL", help="What to start from.")] = None,
     data: Annotated[Path | None, typer.Option(help="Your data, if it lies elsewhere than DEST/data.")] = None,
     list_all: Annotated[bool, typer.Option("--list", help="Show the tasks and the models that fit each.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,

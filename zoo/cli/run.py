@@ -91,7 +91,7 @@ def take_value(args: list[str], name: str) -> str | None:
 
 
 def _run(name: str, args: list[str]) -> None:
-    from zoo.recipes import check_override, find_recipe, read_recipe
+    from zoo.recipes import find_recipe, read_recipe
 
     path = find_recipe(name)
     args = list(args)
@@ -109,15 +109,22 @@ def _run(name: str, args: list[str]) -> None:
         run_dir = str(resume.folder) if resume.folder else None
         path = resume.config or path
     config = read_recipe(path)
+    check_arguments(config, args)
+
+    from zoo.cli.runner import execute
+
+    execute(path, config, args, label=label, run_dir=run_dir, print_config=print_config, dry_run=dry_run, resume=resume)
+
+
+def check_arguments(config: dict[str, Any], args: list[str]) -> None:
+    """Checks overrides `--any.key VALUE` against a recipe; `ZooError` names the first that is wrong."""
+    from zoo.recipes import check_override
+
     for arg in args:
         if arg.startswith("--") and arg != "--help":
             check_override(config, arg[2:].split("=", 1)[0])
         elif not arg.startswith("-") and args[0] == arg:
             raise ZooError(f"Unexpected {arg!r} after the recipe: settings are written --any.key VALUE.")
-
-    from zoo.cli.runner import execute
-
-    execute(path, config, args, label=label, run_dir=run_dir, print_config=print_config, dry_run=dry_run, resume=resume)
 
 
 def new_run_dir(label: str, run_dir: str | None) -> Path:

@@ -117,11 +117,7 @@ def execute(
 
     `resume` says what `--resume` found.
     """
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
-    for pattern in _NOISE:
-        warnings.filterwarnings("ignore", pattern)
-    logging.getLogger("lightning.pytorch").addFilter(_keep)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_keep)
+    _quiet()
     asks_only = print_config or "--help" in args or "-h" in args
     folder = Path("runs") if asks_only else new_run_dir(label, run_dir)
     source, args = _resolve_precision(path, config, args, quiet=asks_only)
@@ -138,17 +134,7 @@ def execute(
     if dry_run:
         args += ["--trainer.fast_dev_run", "2", "--trainer.callbacks", "null", "--trainer.enable_progress_bar", "false"]
     try:
-        cli = _recipe_cli(folder, dry_run, purge_step)(
-            run=False,
-            args=args,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_defaults={"callbacks": callbacks},
-            save_config_callback=None if dry_run else _SaveConfig,
-            save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
-            parser_kwargs={"exit_on_error": False},
-            auto_configure_optimizers=False,
-        )
+        cli = _build(folder, args, callbacks, dry_run, purge_step)
         if dry is not None:
             chosen = cli.config.trainer
             dry.max_epochs, dry.max_steps = chosen.max_epochs, chosen.max_steps
@@ -167,11 +153,7 @@ def execute(
         )
         os._exit(1)  # not through exit handlers: they would wait for the process that is gone
     except (ArgumentError, ValueError) as error:
-        if cause := _zoo_error_behind(error):  # raised by a constructor, wrapped by jsonargparse
-            raise cause from None
-        if not isinstance(error, ArgumentError):
-            raise
-        raise ZooError(f"{path}: {_reason(error)}") from error
+        raise _explained(error, path) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -179,6 +161,48 @@ def execute(
             f"The disk is full: nothing more could be written to {folder}. A checkpoint that was complete "
             f"before is still there; free some space and go on with --resume --run-dir {folder}."
         ) from error
+
+
+def instantiate(path: Path, config: dict[str, Any], args: list[str], folder: Path) -> RecipeCLI:
+    """Model, data and trainer of a recipe, built but not run: no callbacks, no logs. Raises as a run does."""
+    _quiet()
+    source, args = _resolve_precision(path, config, args, quiet=True)
+    args = ["--config", source, *args, "--trainer.callbacks", "null", "--trainer.enable_checkpointing", "false"]
+    try:
+        return _build(folder, args, [], dry_run=True, purge_step=None)
+    except (ArgumentError, ValueError) as error:
+        raise _explained(error, path) from error
+
+
+def _build(
+    folder: Path, args: list[str], callbacks: list[Callback], dry_run: bool, purge_step: int | None
+) -> RecipeCLI:
+    return _recipe_cli(folder, dry_run, purge_step)(
+        run=False,
+        args=args,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_defaults={"callbacks": callbacks},
+        save_config_callback=None if dry_run else _SaveConfig,
+        save_config_kwargs={"overwrite": True, "save_to_log_dir": True},
+        parser_kwargs={"exit_on_error": False},
+        auto_configure_optimizers=False,
+    )
+
+
+def _explained(error: Exception, path: Path) -> Exception:
+    """What to raise for an error of the parser: the `ZooError` of a constructor that it wraps, or one line about it."""
+    if cause := _zoo_error_behind(error):
+        return cause
+    return ZooError(f"{path}: {_reason(error)}") if isinstance(error, ArgumentError) else error
+
+
+def _quiet() -> None:
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # LightningCLI's calls, not ours
+    for pattern in _NOISE:
+        warnings.filterwarnings("ignore", pattern)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_keep)
 
 
 def _resolve_precision(path: Path, config: dict[str, Any], args: list[str], quiet: bool) -> tuple[str, list[str]]:
