@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.audit import Audit
 from datamodules.base import ZooDataModule
 from datamodules.brain_cohort import write_cohort
+from datamodules.folds import check_fold, held_out_by_fold
 from zoo.errors import ZooError
 from zoo.extras import require
 from zoo.nn import mri
@@ -377,6 +378,7 @@ class TumourDataModule(ZooDataModule):
         exclude: a list of ids (text, or a CSV's first column) to leave out.
         train_subjects: use only so many training subjects, drawn by `seed`; a smaller number lies within a larger.
         val_fraction, seed: the held-out share of patients and its draw.
+        folds, fold: hold out part `fold` of `folds` of the patients to train on instead (`zoo kfold`); None for the usual split.
         synthetic_subjects, synthetic_shape, synthetic_seed: the made-up cohort.
         num_workers, pin_memory: see `ZooDataModule`.
     """
@@ -400,6 +402,8 @@ class TumourDataModule(ZooDataModule):
         train_subjects: int | None = None,
         val_fraction: float = 0.1,
         seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
         synthetic_subjects: int = 24,
         synthetic_shape: tuple[int, int, int] = (240, 240, 155),
         synthetic_seed: int = 0,
@@ -410,6 +414,7 @@ class TumourDataModule(ZooDataModule):
         given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__(batch_size, num_workers, pin_memory)
         self.save_hyperparameters(given, logger=False)
+        check_fold(folds, fold)
         if cache not in ("disk", "memory", "none"):
             raise ZooError(f"cache is disk, memory or none, not {cache!r}.")
         if cache != "disk" and cache_dir is not None:
@@ -478,6 +483,14 @@ class TumourDataModule(ZooDataModule):
         """Training and held-out subjects."""
         val = self.root / "val"
         train = next((self.root / name for name in ("archive", "train") if (self.root / name).is_dir()), None)
+        if self.hparams.folds is not None:
+            subjects = self.scan(train if train is not None and val.is_dir() else self.root)
+            patients = [subject.patient for subject in subjects]
+            out = held_out_by_fold(
+                [0] * len(subjects), self.hparams.folds, self.hparams.fold, self.hparams.seed, groups=patients
+            )
+            kept = [subject for subject, held in zip(subjects, out, strict=True) if not held]
+            return kept, [subject for subject, held in zip(subjects, out, strict=True) if held]
         if train is not None and val.is_dir():
             sides = self.scan(train), self.scan(val)
             shared = {subject.patient for subject in sides[0]} & {subject.patient for subject in sides[1]}

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.audit import Audit, file_key, most_common, read_all
 from datamodules.base import ZooDataModule
+from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.images import IMAGE_SUFFIXES
 from zoo.errors import ZooError
 
@@ -44,6 +45,7 @@ class GlaSDataModule(ZooDataModule):
         batch_size: pictures of one step on one device.
         augment: False takes the centre square without turns.
         crop_range: (least, most) side of the square as a share of the picture's shorter side.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
         num_workers, pin_memory, mean, std: see `ZooDataModule`; the official runs take pixels from 0 to 1.
     """
 
@@ -54,6 +56,8 @@ class GlaSDataModule(ZooDataModule):
         batch_size: int = 8,
         augment: bool = True,
         crop_range: tuple[float, float] = (0.8, 0.85),
+        folds: int | None = None,
+        fold: int = 0,
         num_workers: int = 4,
         pin_memory: bool | None = None,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -61,6 +65,7 @@ class GlaSDataModule(ZooDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory, mean, std)
         self.save_hyperparameters(logger=False)
+        check_fold(folds, fold)
         if image_size < 32 or image_size % 32:
             raise ZooError(f"A U-Net halves the side five times: image_size is a multiple of 32, not {image_size}.")
         if not 0 < crop_range[0] <= crop_range[1] <= 1:
@@ -72,8 +77,14 @@ class GlaSDataModule(ZooDataModule):
         if self.train_data is None:
             h = self.hparams
             crop = _Square(h.image_size, tuple(h.crop_range), h.augment)
-            self.train_data = _Pairs(find_pairs(h.root, "train"), crop)
-            self.val_data = _Pairs(find_pairs(h.root, "test"), None)
+            train = find_pairs(h.root, "train")
+            if h.folds is None:
+                val = find_pairs(h.root, "test")
+            else:
+                out = held_out_by_fold([0] * len(train), h.folds, h.fold)
+                val = [pair for pair, held in zip(train, out, strict=True) if held]
+                train = [pair for pair, held in zip(train, out, strict=True) if not held]
+            self.train_data, self.val_data = _Pairs(train, crop), _Pairs(val, None)
 
     def train_dataloader(self) -> DataLoader:
         assert self.train_data is not None

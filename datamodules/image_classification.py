@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule
+from datamodules.folds import check_fold
 from datamodules.images import ImageDataset, few_label_subset, open_images
 from datamodules.transforms import RandomResizedCropFlip, ResizeCenterCrop
 from zoo.errors import ZooError
@@ -36,6 +37,7 @@ class ImageClassificationDataModule(ZooDataModule):
         eval_crop_pct: share of the shorter side that the centre crop of the evaluation view keeps.
         on_bad_image: "error" names an unreadable file and stops; "skip" passes over it and counts.
         val_fraction, seed: the held-out share of data that has no split of its own, and its draw.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
         mean, std: normalisation per channel, ImageNet's unless the backbone was trained otherwise.
         num_workers, pin_memory: see `ZooDataModule`.
     """
@@ -55,6 +57,8 @@ class ImageClassificationDataModule(ZooDataModule):
         on_bad_image: Literal["error", "skip"] = "error",
         val_fraction: float = 0.1,
         seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
         num_workers: int = 8,
         pin_memory: bool | None = None,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
@@ -63,7 +67,11 @@ class ImageClassificationDataModule(ZooDataModule):
         super().__init__(batch_size, num_workers, pin_memory, mean, std)
         # Not to the logger: Lightning refuses to run where a model's argument of the same name has another value.
         self.save_hyperparameters(logger=False)
-        self.source: dict[str, Any] = dict(root=root, on_bad_image=on_bad_image, val_fraction=val_fraction, seed=seed)
+        check_fold(folds, fold)
+        part = None if folds is None else (folds, fold)
+        self.source: dict[str, Any] = dict(
+            root=root, on_bad_image=on_bad_image, val_fraction=val_fraction, seed=seed, fold=part
+        )
         self.view = ResizeCenterCrop(image_size, eval_crop_pct)
         self.augment = self._augment()
         self.train_data: ImageDataset | None = None

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
+from datamodules.folds import held_out_by_fold
 from zoo.errors import ZooError
 
 Split = Literal["train", "val"]
@@ -105,6 +106,7 @@ def open_images(
     on_bad_image: Literal["error", "skip"] = "error",
     val_fraction: float = 0.1,
     seed: int = 0,
+    fold: tuple[int, int] | None = None,
 ) -> ImageDataset:
     """Opens the images of a split.
 
@@ -117,6 +119,7 @@ def open_images(
             - the word `digits`: scikit-learn's handwritten digits, 8x8 pixels, split like a folder without splits.
         split: "train" or "val".
         transform, on_bad_image: see `ImageDataset`.
+        fold: (folds, fold): of the training images that part is held out, whatever split there is.
 
     Raises:
         ZooError: nothing there, no class subfolders, no images, or lists and tables that do not fit.
@@ -125,10 +128,12 @@ def open_images(
         raise ZooError(f"split is 'train' or 'val', not {split!r}.")
     if str(root) == "digits":
         read, names, labels, classes = _digits()
-        return _held_out((read, names, labels, classes), split, val_fraction, seed, transform, on_bad_image)
+        return _held_out((read, names, labels, classes), split, val_fraction, seed, transform, on_bad_image, fold)
     path = Path(root).expanduser()
     if not path.is_dir():
         raise ZooError(f"There is no data folder {str(path)!r}: give one with --data.root.")
+    if fold is not None:
+        return _held_out(_training_side(path), split, val_fraction, seed, transform, on_bad_image, fold)
     if any(path.glob("*.parquet")):
         return ImageDataset(*_parquet(path, split), transform, on_bad_image)
     if (path / f"{split}.txt").is_file():
@@ -146,6 +151,15 @@ def open_images(
         labels = [remap[label] for label in source[2]]
         return ImageDataset(source[0], source[1], labels, train_classes, transform, on_bad_image)
     return _held_out(_class_folders(path), split, val_fraction, seed, transform, on_bad_image)
+
+
+def _training_side(path: Path) -> _Source:
+    """The training images of any layout; all there are where it has no split."""
+    if any(path.glob("*.parquet")):
+        return _parquet(path, "train")
+    if (path / "train.txt").is_file():
+        return _listed(path, "train")
+    return _class_folders(path / "train" if (path / "train").is_dir() else path)
 
 
 def few_label_subset(labels: Sequence[int], fraction: float, seed: int = 0) -> np.ndarray:
@@ -297,19 +311,28 @@ def _digits() -> _Source:
 
 
 def _held_out(
-    source: _Source, split: Split, val_fraction: float, seed: int, transform: Any, on_bad_image: Any
+    source: _Source,
+    split: Split,
+    val_fraction: float,
+    seed: int,
+    transform: Any,
+    on_bad_image: Any,
+    fold: tuple[int, int] | None = None,
 ) -> ImageDataset:
     """One side of a stratified split; every class with two images or more is on both sides."""
     read, names, labels, classes = source
     if not 0 < val_fraction < 1:
         raise ZooError(f"val_fraction is a share between 0 and 1, not {val_fraction}.")
-    generator = np.random.default_rng(seed)
     all_labels = np.asarray(labels)
-    held_out = np.zeros(len(all_labels), dtype=bool)
-    for label in np.unique(all_labels):
-        members = generator.permutation(np.flatnonzero(all_labels == label))
-        count = min(max(1, round(len(members) * val_fraction)), len(members) - 1)
-        held_out[members[:count]] = True
+    if fold is not None:
+        held_out = held_out_by_fold(labels, *fold, seed=seed)
+    else:
+        generator = np.random.default_rng(seed)
+        held_out = np.zeros(len(all_labels), dtype=bool)
+        for label in np.unique(all_labels):
+            members = generator.permutation(np.flatnonzero(all_labels == label))
+            count = min(max(1, round(len(members) * val_fraction)), len(members) - 1)
+            held_out[members[:count]] = True
     indices = np.flatnonzero(held_out if split == "val" else ~held_out)
     if not len(indices):
         raise ZooError("There are too few images to hold any out for validation.")

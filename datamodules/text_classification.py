@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.audit import Audit, bytes_key
+from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.text import PYTHON_DOCS, OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_glue import GLUE, GlueTask, glue_folder
@@ -57,6 +58,7 @@ class TextClassificationDataModule(TextDataModule):
         max_length: longer texts are cut.
         double_unordered: train on both orders of a pair where the order means nothing (MRPC, STS-B), as ELECTRA does.
         limit: use at most so many training examples, the first of a fixed shuffle.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
         bucket_by_length: training batches of texts of like length: less padding.
         on_bad_text: "error" names a malformed row (QQP has some) and stops; "skip" passes over it and counts.
         batch_size, num_workers, pin_memory: see `ZooDataModule`.
@@ -75,6 +77,8 @@ class TextClassificationDataModule(TextDataModule):
         max_length: int = 128,
         double_unordered: bool = True,
         limit: int | None = None,
+        folds: int | None = None,
+        fold: int = 0,
         bucket_by_length: bool = False,
         on_bad_text: OnBad = "error",
         batch_size: int = 32,
@@ -86,6 +90,7 @@ class TextClassificationDataModule(TextDataModule):
         if task != "own" and task not in GLUE:
             raise ZooError(f"There is no task {task!r}.{did_you_mean(task, GLUE)}")
         self.check_limit(limit)
+        check_fold(folds, fold)
         if mismatched and task != "mnli":
             raise ZooError(f"data.mismatched is MNLI's, the task is {task}.")
         if root not in (PYTHON_DOCS, "hub") and not Path(root).expanduser().is_dir():
@@ -117,7 +122,16 @@ class TextClassificationDataModule(TextDataModule):
         if self.train_data is not None:
             return
         self.tokenizer = self.tokenizer or self.models_tokenizer()
-        train, dev = self._examples("train"), self._examples("dev")
+        train = self._examples("train")
+        folds = self.hparams.get("folds")  # a subclass need not have it
+        if folds is None:
+            dev = self._examples("dev")
+        else:
+            strata = [0 if self.regression else label for _, _, label in train]
+            out = held_out_by_fold(strata, folds, self.hparams.fold)
+            self.classes = self.classes or sorted({label for _, _, label in train if not self.regression})
+            dev = [example for example, held in zip(train, out, strict=True) if held]
+            train = [example for example, held in zip(train, out, strict=True) if not held]
         task = GLUE.get(self.hparams.task)
         if self.regression:
             self.classes = []
@@ -156,7 +170,8 @@ class TextClassificationDataModule(TextDataModule):
             if cut := int((lengths >= self.max_length).sum()):
                 share = cut / len(lengths)
                 found.warnings.append(
-                    f"{cut:,} of the {side} texts ({share:.0%}) fill data.max_length {self.max_length} or are cut there."
+                    f"{cut:,} of the {side} texts ({share:.0%}) fill data.max_length {self.max_length} "
+                    "or are cut there."
                 )
         if self.skipped:
             found.warnings.append(f"{self.skipped} rows were passed over (data.on_bad_text: skip).")

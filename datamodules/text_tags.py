@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.audit import Audit, bytes_key
+from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.text import OnBad
 from datamodules.text_base import TextDataModule
 from zoo.errors import ZooError
@@ -139,6 +140,7 @@ class TaggingDataModule(TextDataModule):
         max_length: tokens of an item; longer sentences go on in the next one.
         segment: the segment id of all tokens.
         limit: use at most so many training sentences, the first of a fixed shuffle.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
         bucket_by_length: batches of sentences of like length.
         on_bad_text: "error" names a line without tag and stops; "skip" passes over it and counts.
         batch_size, num_workers, pin_memory: see `ZooDataModule`.
@@ -155,6 +157,8 @@ class TaggingDataModule(TextDataModule):
         max_length: int = 256,
         segment: int = 0,
         limit: int | None = None,
+        folds: int | None = None,
+        fold: int = 0,
         bucket_by_length: bool = False,
         on_bad_text: OnBad = "error",
         batch_size: int = 32,
@@ -166,6 +170,7 @@ class TaggingDataModule(TextDataModule):
         if not Path(root).expanduser().is_dir():
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
         self.check_limit(limit)
+        check_fold(folds, fold)
         if scheme not in ("bioes", "as_is"):
             raise ZooError(f"data.scheme is bioes or as_is, not {scheme!r}.")
         if max_length < 8 or segment not in (0, 1):
@@ -207,7 +212,13 @@ class TaggingDataModule(TextDataModule):
         if self.val_data is not None:
             return
         self.tokenizer = self.tokenizer or self.models_tokenizer()
-        train, dev = self._read("train"), self._read("dev")
+        train = self._read("train")
+        if self.hparams.folds is None:
+            dev = self._read("dev")
+        else:
+            out = held_out_by_fold([0] * len(train), self.hparams.folds, self.hparams.fold)
+            dev = [sentence for sentence, held in zip(train, out, strict=True) if held]
+            train = [sentence for sentence, held in zip(train, out, strict=True) if not held]
         seen = {tag for _, tags in [*train, *dev] for tag in tags}
         if not self.tags:
             self.tags = sorted(seen)

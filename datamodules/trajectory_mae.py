@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule
+from datamodules.folds import check_fold, held_out_by_fold
 from zoo.driving.features import LocalScene, Sample, collate, make_sample
 from zoo.driving.maps import VectorMap, find_map_folder, write_map
 from zoo.driving.scenes import Scene, write_scene
@@ -66,6 +67,7 @@ class DrivingDataModule(ZooDataModule):
         limit_train: take only the first so many training scenes, for low-data studies; None takes all.
         predict_split: which split `predict` reads: "val" or "test".
         val_fraction: see `root`; also of the generated runs.
+        folds, fold: hold out part `fold` of `folds` of the training runs instead (`zoo kfold`); None for the usual split.
         cache_dir: where the memory-mapped scenes go; None takes the zoo's cache.
         generated_runs: drives of 25 s over the made-up town (about ten scenes each).
         generated_size: crossings a side of the town.
@@ -84,6 +86,8 @@ class DrivingDataModule(ZooDataModule):
         limit_train: int | None = None,
         predict_split: Literal["val", "test"] = "val",
         val_fraction: float = 0.1,
+        folds: int | None = None,
+        fold: int = 0,
         cache_dir: str | None = None,
         generated_runs: int = 200,
         generated_size: int = 4,
@@ -96,6 +100,9 @@ class DrivingDataModule(ZooDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory)
         self.save_hyperparameters()
+        check_fold(folds, fold)
+        if folds is not None and root == GENERATED:
+            raise ZooError("data.folds is for scenes in a folder, not for generated ones.")
         if not 0 < val_fraction < 1:
             raise ZooError(f"val_fraction lies between 0 and 1, not at {val_fraction}.")
         if generated_runs < 2 or generated_size < 2:
@@ -149,14 +156,22 @@ class DrivingDataModule(ZooDataModule):
 
     def _from_folder(self) -> tuple[SceneDataset, SceneDataset]:
         root = Path(self.hparams.root).expanduser()
-        if (root / "train").is_dir():
+        if (root / "train").is_dir() and self.hparams.folds is None:
             train, val = (self._store(_csv_files(root / split)) for split in ("train", "val"))
             return SceneDataset(train, self.history_only), SceneDataset(val, self.history_only)
-        store = self._store(_csv_files(root))
+        store = self._store(_csv_files(root / "train" if (root / "train").is_dir() else root))
         # Windows of one run overlap, so a run is on one side; held-out runs are spread over the names.
         runs = list(dict.fromkeys(_run_name(name) for name in store.names))
         if len(runs) < 2:
             raise ZooError(f"{root} holds scenes of {len(runs)} run: at least two are needed, one of them to hold out.")
+        if self.hparams.folds is not None:
+            drives = [_run_name(name) for name in store.names]
+            out = held_out_by_fold([0] * len(drives), self.hparams.folds, self.hparams.fold, groups=drives)
+            kept, held = (
+                SceneDataset(store, self.history_only, [i for i, flag in enumerate(out) if flag == side])
+                for side in (False, True)
+            )
+            return kept, held
         count = min(len(runs) - 1, max(1, round(len(runs) * self.hparams.val_fraction)))
         held_out = {runs[(2 * k + 1) * len(runs) // (2 * count)] for k in range(count)}
         sides: tuple[list[int], list[int]] = ([], [])

@@ -11,6 +11,7 @@ from datamodules.audit import Audit, bytes_key, read_all
 from datamodules.base import ZooDataModule
 from datamodules.clip2point.clouds import CloudDataset, few_shots, find_shapes
 from datamodules.clip2point.names import CLASS_LISTS
+from datamodules.folds import check_fold, held_out_by_fold
 from zoo.nn.points import Shape
 
 
@@ -28,6 +29,7 @@ class PointCloudDataModule(ZooDataModule):
         batch_size, num_workers, pin_memory: see `ZooDataModule`.
         val_fraction, seed: the held-out share of data that has no split of its own, and all draws. Test clouds are the
             same in every run; training clouds are drawn anew each time.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
     """
 
     def __init__(
@@ -42,22 +44,36 @@ class PointCloudDataModule(ZooDataModule):
         batch_size: int = 32,
         val_fraction: float = 0.1,
         seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
         num_workers: int = 4,
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, pin_memory)
         self.save_hyperparameters(logger=False)
+        check_fold(folds, fold)
         self.train_data: CloudDataset | None = None
         self.test_data: CloudDataset | None = None
 
     def _open(self, split: Literal["train", "test"]) -> CloudDataset:
         h = self.hparams
+        if h.folds is not None:
+            return self._fold(split)
         root = h.test_root if split == "test" and h.test_root else h.root
         shapes, labels, classes = find_shapes(
             root, split, class_list=h.class_list, h5_variant=h.h5_variant, val_fraction=h.val_fraction, seed=h.seed
         )
         seed = h.seed if split == "test" else None
         return CloudDataset(shapes, labels, classes, h.num_points, h.thinning, seed)
+
+    def _fold(self, split: Literal["train", "test"]) -> CloudDataset:
+        h = self.hparams
+        shapes, labels, classes = find_shapes(
+            h.root, "train", class_list=h.class_list, h5_variant=h.h5_variant, val_fraction=0.0, seed=h.seed
+        )
+        every = CloudDataset(shapes, labels, classes, h.num_points, h.thinning, h.seed if split == "test" else None)
+        out = held_out_by_fold(labels, h.folds, h.fold, h.seed)
+        return every.subset(np.flatnonzero(out == (split == "test")).tolist())
 
     def setup(self, stage: str | None = None) -> None:
         if self.test_data is None:

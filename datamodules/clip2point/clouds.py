@@ -156,7 +156,7 @@ def find_shapes(
     Args:
         root: a folder of one of these layouts:
             - `<class>/{train,test}/*.off` (ModelNet), or `{train,test}/<class>/*`;
-            - `<class>/*`: a stratified share `val_fraction` is held out, by `seed`;
+            - `<class>/*`: a stratified share `val_fraction` is held out, by `seed` (0: all are for training);
             - `<label>_*.ply`: the authors' sampled test clouds of ModelNet40 (test only);
             - `training_<h5_variant>.h5` and `test_<h5_variant>.h5`, with `data` (M, N, 3) and `label` (ScanObjectNN).
         split: "train" or "test".
@@ -220,6 +220,8 @@ def _checked(folder: Path, classes: Sequence[str]) -> list[str]:
 
 
 def _hold_out(files: list[Path], split: Split, fraction: float, seed: int) -> list[Path]:
+    if fraction == 0 and split == "train":
+        return files
     if not 0 < fraction < 1:
         raise ZooError(f"val_fraction is a share between 0 and 1, not {fraction}.")
     order = np.random.default_rng(seed).permutation(len(files))

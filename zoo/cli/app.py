@@ -15,6 +15,7 @@ from zoo import catalog, hub, loading
 from zoo.cli import compare, driving, faces, folds, students, volumes
 from zoo.cli.check import check
 from zoo.cli.fractals import fractals
+from zoo.cli.kfold import kfold
 from zoo.cli.new import new
 from zoo.cli.predict import predict
 from zoo.cli.tables import print_facts, print_table
@@ -52,6 +53,14 @@ class DType(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
+
+
+class ExportFormat(StrEnum):
+    """What `zoo export` makes of a checkpoint."""
+
+    weights = "weights"
+    onnx = "onnx"
+    torch = "torch"
 
 
 app.add_typer(fractals)
@@ -254,19 +263,41 @@ def classify(
 
 
 @app.command(
-    "export", epilog=_examples("zoo export runs/droppos/quickstart/20250101-120000 --name digits-vit -o models")
+    "export",
+    epilog=_examples(
+        "zoo export runs/droppos/quickstart/20250101-120000 --name digits-vit -o models",
+        "zoo export runs/my_task --format onnx -o model.onnx",
+    ),
 )
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="A training checkpoint or run folder.")],
-    name: Annotated[str, typer.Option(help="Name of the model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("."),
+    name: Annotated[str | None, typer.Option(help="Name of the model (--format weights).")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to; a file for onnx, torch.")] = Path(
+        "."
+    ),
+    format: Annotated[
+        ExportFormat, typer.Option(help="weights, or a file that runs without the zoo.")
+    ] = ExportFormat.weights,
     dtype: Annotated[DType, typer.Option(help="How to store the weights.")] = DType.fp32,
     title: Annotated[str | None, typer.Option(help="One line for people.")] = None,
     trained_on: Annotated[str | None, typer.Option(help="Data set and length of training.")] = None,
     license: Annotated[str | None, typer.Option(help="SPDX name of the licence of the weights.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Turn a training checkpoint into weights and a manifest that `zoo.load` takes."""
+    """Turn a training checkpoint into weights and a manifest that `zoo.load` takes; or into ONNX or torch.export.
+
+    onnx (.onnx) and torch (.pt2) run without the zoo. They are compared with the model and kept only if they give its
+    numbers; FILE.json beside them says what goes in, and the classes and normalisation.
+    """
+    if format != ExportFormat.weights:
+        from zoo.exporting import export_model
+
+        gap = export_model(loading.load(checkpoint), output, format.value, force=force)
+        size = f"{output.stat().st_size / 1e6:.1f} MB"
+        print(f"{output} ({size}), {output}.json\nDiffers from the model by at most {gap:.1e}.")
+        return
+    if name is None:
+        raise ZooError("Weights need a name: --name my-model.")
     manifest = loading.export(
         checkpoint,
         name,
@@ -289,13 +320,22 @@ app.command("folds", epilog=_examples("zoo folds runs/fold0 runs/fold1 runs/fold
 app.command("segment", epilog=_examples("zoo segment runs/my_segmentation subjects/ -o masks"))(volumes.segment)
 app.command(
     "predict",
-    epilog=_examples("zoo predict RUN texts.txt -o classes.tsv", "zoo predict RUN GLUE --glue mnli -o submission"),
+    epilog=_examples(
+        "zoo predict RUN photos/ -o classes.csv",
+        "zoo predict RUN texts.txt -o classes.tsv",
+        "zoo predict RUN GLUE --glue mnli -o submission",
+    ),
 )(predict)
 app.command(
     "check",
     epilog=_examples("zoo check my_task/recipe.yaml", "zoo check droppos/finetune_classification --data.root PHOTOS"),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(check)
+app.command(
+    "kfold",
+    epilog=_examples("zoo kfold my_task/recipe.yaml --folds 5"),
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(kfold)
 app.command("new", epilog=_examples("zoo new", "zoo new image-classification --from droppos-vit-cifar10 my_task"))(new)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 
