@@ -378,7 +378,8 @@ class TumourDataModule(ZooDataModule):
         exclude: a list of ids (text, or a CSV's first column) to leave out.
         train_subjects: use only so many training subjects, drawn by `seed`; a smaller number lies within a larger.
         val_fraction, seed: the held-out share of patients and its draw.
-        folds, fold: hold out part `fold` of `folds` of the patients to train on instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the patients to train on instead (`zoo kfold`);
+            None for the usual split.
         synthetic_subjects, synthetic_shape, synthetic_seed: the made-up cohort.
         num_workers, pin_memory: see `ZooDataModule`.
     """

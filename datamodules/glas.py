@@ -45,7 +45,8 @@ class GlaSDataModule(ZooDataModule):
         batch_size: pictures of one step on one device.
         augment: False takes the centre square without turns.
         crop_range: (least, most) side of the square as a share of the picture's shorter side.
-        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`);
+            None for the usual split.
         num_workers, pin_memory, mean, std: see `ZooDataModule`; the official runs take pixels from 0 to 1.
     """
 

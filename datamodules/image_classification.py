@@ -37,7 +37,8 @@ class ImageClassificationDataModule(ZooDataModule):
         eval_crop_pct: share of the shorter side that the centre crop of the evaluation view keeps.
         on_bad_image: "error" names an unreadable file and stops; "skip" passes over it and counts.
         val_fraction, seed: the held-out share of data that has no split of its own, and its draw.
-        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`);
+            None for the usual split.
         mean, std: normalisation per channel, ImageNet's unless the backbone was trained otherwise.
         num_workers, pin_memory: see `ZooDataModule`.
     """

@@ -58,7 +58,8 @@ class TextClassificationDataModule(TextDataModule):
         max_length: longer texts are cut.
         double_unordered: train on both orders of a pair where the order means nothing (MRPC, STS-B), as ELECTRA does.
         limit: use at most so many training examples, the first of a fixed shuffle.
-        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`);
+            None for the usual split.
         bucket_by_length: training batches of texts of like length: less padding.
         on_bad_text: "error" names a malformed row (QQP has some) and stops; "skip" passes over it and counts.
         batch_size, num_workers, pin_memory: see `ZooDataModule`.

@@ -140,7 +140,8 @@ class TaggingDataModule(TextDataModule):
         max_length: tokens of an item; longer sentences go on in the next one.
         segment: the segment id of all tokens.
         limit: use at most so many training sentences, the first of a fixed shuffle.
-        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`);
+            None for the usual split.
         bucket_by_length: batches of sentences of like length.
         on_bad_text: "error" names a line without tag and stops; "skip" passes over it and counts.
         batch_size, num_workers, pin_memory: see `ZooDataModule`.

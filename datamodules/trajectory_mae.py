@@ -67,7 +67,8 @@ class DrivingDataModule(ZooDataModule):
         limit_train: take only the first so many training scenes, for low-data studies; None takes all.
         predict_split: which split `predict` reads: "val" or "test".
         val_fraction: see `root`; also of the generated runs.
-        folds, fold: hold out part `fold` of `folds` of the training runs instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the training runs instead (`zoo kfold`);
+            None for the usual split.
         cache_dir: where the memory-mapped scenes go; None takes the zoo's cache.
         generated_runs: drives of 25 s over the made-up town (about ten scenes each).
         generated_size: crossings a side of the town.

@@ -29,7 +29,8 @@ class PointCloudDataModule(ZooDataModule):
         batch_size, num_workers, pin_memory: see `ZooDataModule`.
         val_fraction, seed: the held-out share of data that has no split of its own, and all draws. Test clouds are the
             same in every run; training clouds are drawn anew each time.
-        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`); None for the usual split.
+        folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`);
+            None for the usual split.
     """
 
     def __init__(
