@@ -102,7 +102,7 @@ def deploy(model: Any) -> Deployed:
     size = image_size_of(model)
     if size is None or hasattr(model, "forecast") or hasattr(model, "view_features") or hasattr(model, "render"):
         raise ZooError(
-            f"A {type(model).__name__} is no plain function of pictures, volumes or texts, so there is no such file of it: "
+            f"A {type(model).__name__} is no plain function of pictures, volumes or texts, so it has no such file: "
             "give its weights away with zoo export --name."
         )
     images = {"images": torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))}
