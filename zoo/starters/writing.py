@@ -11,6 +11,7 @@ import yaml
 from zoo import catalog
 from zoo.catalog import Manifest
 from zoo.errors import ZooError
+from zoo.module import import_class
 from zoo.recipes import find_recipe, read_recipe
 from zoo.starters.catalogue import Starter, Variant, find_starter, fitting_models
 
@@ -99,6 +100,9 @@ def starter_config(
     trainer = config["trainer"]
     trainer["devices"] = trainer.get("devices", "auto")
     kept = [c for c in trainer.get("callbacks") or [] if not c["class_path"].endswith("ModelCheckpoint")]
+    figures = "zoo.callbacks.figures.Figures"
+    if hasattr(import_class(config["model"]["class_path"]), "figures") and figures not in str(kept):
+        kept.append({"class_path": figures})
     best = {"monitor": starter.monitor, "mode": starter.mode}
     trainer["callbacks"] = [
         *kept,

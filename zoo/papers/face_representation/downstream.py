@@ -219,6 +219,18 @@ class FaceTask(TunedTask):
         count = len(whole["target"])
         return FunctionOutcome(count, HEADLINES[task].key, resample=task != "recognition", function=numbers)
 
+    def figures(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """Faces with the true and the found points, for the Figures callback; no picture for the other tasks."""
+        if self.hparams.task != "landmarks":
+            return {}
+        from zoo.papers.face_representation.figures import draw_landmarks
+
+        images = batch["image"][:6]
+        std, mean = (images.new_tensor(values)[:, None, None] for values in (STD, MEAN))
+        shown = (255 * (images * std + mean)).clamp(0, 255).byte().cpu()
+        truth = batch["target"][:6].float().cpu().numpy()
+        return {"landmarks": draw_landmarks(list(shown), truth, {"found": self(images).float().cpu().numpy()})}
+
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
         groups: list[dict[str, Any]] = [{"params": list(self.head.parameters()), "lr_scale": 1.0}]
