@@ -61,6 +61,6 @@ def _check_zoo(command: str, words: list[str]) -> None:
     known = [*catalog.list_models(), *catalog.list_recipes()]
     if name in _NAMED and re.fullmatch(r"[a-z0-9_]+[-/][\w./-]+", first) and not first.startswith("runs/"):
         assert first in known, f"{command}: there is no {first}"
-    if name == "cp":
+    if name == "cp" or (name == "new" and "--from" in words and words[-1].islower()):
         zoo_main(words)  # so that a later command finds the copy
     assert arguments is not None

@@ -57,7 +57,7 @@ def test_every_quoted_message_stands_in_the_code():
 
 def test_commands_of_the_pages_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("index", "getting-started", "troubleshooting"):
+    for name in ("index", "getting-started", "your-own-data", "troubleshooting"):
         for command in documented_commands((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")):
             check_command(command)
 

@@ -74,7 +74,12 @@ class Page:
         """The scores with their intervals, the headline in bold, and what they rest on."""
         self.heading("Results")
         rows = [
-            (name, f"{i.value:.4g}", f"{i.low:.4g} to {i.high:.4g}" if i.low != i.high else "", _MEANING.get(name, ""))
+            (
+                name,
+                f"{i.value:.4g}",
+                f"{i.low:.4g}\u00a0to\u00a0{i.high:.4g}" if i.low != i.high else "",
+                _MEANING.get(name, ""),
+            )
             for name, i in found.items()
         ]
         strong = [n for n, name in enumerate(found) if name == outcome.headline]

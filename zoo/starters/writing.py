@@ -11,7 +11,6 @@ import yaml
 from zoo import catalog
 from zoo.catalog import Manifest
 from zoo.errors import ZooError
-from zoo.module import import_class
 from zoo.recipes import find_recipe, read_recipe
 from zoo.starters.catalogue import Starter, Variant, find_starter, fitting_models
 
@@ -78,6 +77,8 @@ def starter_config(
     starter: Starter, variant: Variant, model: str, init_args: dict[str, Any], root: str
 ) -> dict[str, Any]:
     """The room's recipe with the starter's settings: model, data folder, best epoch, early end, report."""
+    from zoo.module import import_class  # torch
+
     config = read_recipe(find_recipe(variant.recipe))
     header = config["recipe"]
     header.pop("smoke", None)
