@@ -117,3 +117,68 @@ def test_weights_of_classes(monkeypatch):
     for wrong in ([1.0], ["a", "b"], [-1.0, 1.0]):
         with pytest.raises(ZooError, match="class_weights"):
             weights_of_classes(Task(), wrong, 2)
+
+
+def text_task(tuning):
+    from zoo.tasks import TextClassification
+
+    model = TextClassification("electra-docs", num_classes=2, tuning=tuning)
+    return model, lambda: model.classify(model.encoder.preprocess("a text"))
+
+
+def volume_task(tuning):
+    pytest.importorskip("monai")
+    from zoo.tasks import VolumeClassification
+
+    small = dict(image_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=2, mlp_dim=24, decoder_embed_dim=24,
+                 decoder_depth=1, decoder_num_heads=2, decoder_mlp_dim=24)  # fmt: skip
+    start = {"class_path": "zoo.papers.bm_mae.BMMAE", "init_args": small}
+    model = VolumeClassification(start, modalities=["t1"], tuning=tuning)
+    return model, lambda: model({"t1": torch.randn(1, 1, 16, 16, 16)})
+
+
+def face_task(tuning):
+    from zoo.papers.face_representation import FaceTask
+
+    model = FaceTask("attributes", network="resnet10t", outputs=2, image_size=32, tuning=tuning)
+    return model, lambda: model(torch.randn(2, 3, 32, 32))
+
+
+def forecast_task(tuning):
+    from zoo.papers.trajectory_mae import TrajectoryForecaster
+
+    model = TrajectoryForecaster(width=20, depth=2, tuning=tuning)
+    history = torch.linspace(0, 19, 20).double().numpy()[:, None] * [0.5, 1.0]
+    lane = torch.linspace(-20, 40, 30).double().numpy()[:, None] * [0.5, 1.0]
+    batch = model.preprocess({"history": history, "map": [lane]})
+    return model, lambda: model(batch)
+
+
+def unet_task(tuning):
+    pytest.importorskip("segmentation_models_pytorch")
+    from zoo.tasks import ImageSegmentation
+
+    model = ImageSegmentation(network="resnet18", image_size=32, tuning=tuning)
+    return model, lambda: model(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("make", [text_task, volume_task, face_task, forecast_task, unet_task])
+@pytest.mark.parametrize("mode", ["frozen", "partial", "lora"])
+def test_every_task_takes_every_mode(make, mode):
+    if mode == "lora":
+        pytest.importorskip("peft")
+    model, forward = make({"mode": mode, "blocks": 1, "rank": 2})
+    everything = sum(p.requires_grad for p in model.backbone.parameters())
+    model.configure_model()
+    model.train()
+    trained = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert len(trained) < everything or mode == "lora"
+    if mode == "frozen":
+        assert not trained
+        assert not any(part.training for part in model.backbone.modules())
+        return
+    out = forward()
+    out.float().pow(2).sum().backward()
+    missing = [name for name, p in trained.items() if p.grad is None and "pooler" not in name]
+    assert trained
+    assert not missing, f"trained, but out of reach: {missing[:3]}"

@@ -245,6 +245,35 @@ STARTERS: tuple[Starter, ...] = (
         ),
     ),
     Starter(
+        "mri-survival",
+        "survival from MRI and a table of times",
+        (
+            Variant(
+                "bm_mae/finetune_survival",
+                ("zoo.papers.bm_mae.BMMAE",),
+                settings={
+                    **_MRI,
+                    "data.table": "{root}/subjects.csv",
+                    "data.time": "time",
+                    "data.event": "event",
+                },
+                from_model={"data.image_size": "image_size"},
+            ),
+        ),
+        "val/c_index",
+        "max",
+        layouts.MRI_SURVIVAL,
+        "SUBJECTS",
+        "risks.csv",
+        _comments(
+            "val/c_index",
+            "your subjects",
+            data__time="the column of follow-up times",
+            data__event="the column of events: 1 death, 0 censored",
+            model__modalities="the sequences that you have, of t1, t1ce, t2, flair",
+        ),
+    ),
+    Starter(
         "cloud-classification",
         "classes of meshes and point clouds",
         (

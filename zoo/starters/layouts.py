@@ -67,6 +67,21 @@ subject. One fold of five is held out.
     P001,mutant
     P002,wildtype"""
 
+MRI_SURVIVAL = """\
+NIfTI files, skull-stripped and registered to each other, named as in BraTS, in any folders, and a table with a row a
+subject. One fold of five is held out.
+
+    data/
+      subjects.csv
+      P001/   P001_t1.nii.gz  P001_t1ce.nii.gz  P001_t2.nii.gz  P001_flair.nii.gz
+      P002/   ...
+
+`subjects.csv` has the columns `subject`, `time` (any unit) and `event` (1 death, 0 censored):
+
+    subject,time,event
+    P001,2.31,1
+    P002,4.02,0"""
+
 SHAPES = """\
 Meshes or point clouds (OFF, PLY, OBJ, STL, XYZ, NPY), one subfolder a class, with or without `train/` and `test/` above
 them. Without, a fifth of each class is held out (a class with one shape has none to hold out).
