@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,8 @@ def check(
     config = read_recipe(path)
     overrides = list(context.args)
     check_arguments(config, overrides)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # what it says of seeds and devices is for runs
+        logging.getLogger(name).setLevel(logging.WARNING)
     audit = examine(path, config, overrides)
     print_audit(audit)
     if audit.problems:
@@ -40,7 +43,9 @@ def check(
         from zoo.cli.runner import execute
 
         print("One training step on this machine:", flush=True)
-        execute(path, config, overrides, label=path.stem, run_dir=None, print_config=False, dry_run=True)
+        execute(
+            path, config, overrides, label=path.stem, run_dir=None, print_config=False, dry_run=True, step_only=True
+        )
     print(f"\nNothing stands in the way. Train: lightning run {' '.join([recipe, *overrides])}")
 
 

@@ -39,6 +39,7 @@ register_fsdp2()
 # Lightning's hints that a user of a recipe can do nothing about.
 _NOISE = (
     ".*does not have many workers.*",
+    ".*DataLoader will create .* worker processes.*",
     ".*LeafSpec.*is deprecated.*",
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
@@ -112,10 +113,11 @@ def execute(
     print_config: bool,
     dry_run: bool,
     resume: Resume | None = None,
+    step_only: bool = False,
 ) -> None:
     """Runs the recipe at `path` (`config` is its parsed content) with the override arguments `args`.
 
-    `resume` says what `--resume` found.
+    `resume` says what `--resume` found. `step_only`: a dry run leaves validation out, which whole volumes make slow.
     """
     _quiet()
     asks_only = print_config or "--help" in args or "-h" in args
@@ -139,6 +141,8 @@ def execute(
             chosen = cli.config.trainer
             dry.max_epochs, dry.max_steps = chosen.max_epochs, chosen.max_steps
             dry.limit_train_batches = chosen.limit_train_batches
+            if step_only:
+                cli.trainer.limit_val_batches = 0
         _go(cli, folder, dry_run, checkpoint)
     except Stopped:
         _say_stopped(folder)
@@ -302,7 +306,10 @@ def _is_file(path: Path | None) -> bool:
 
 def _keep(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    return not any(part in text for part in ("litlogger", "LitLogger", "TPU available", "HPU available", "to estimate"))
+    return not any(
+        part in text
+        for part in ("litlogger", "LitLogger", "LitModelCheckpoint", "TPU available", "HPU available", "to estimate")
+    )
 
 
 def _zoo_error_behind(error: BaseException | None) -> ZooError | None:
