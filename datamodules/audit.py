@@ -59,6 +59,9 @@ class Audit:
             rows = [*rows[:30], ["…", *([""] * len(counts))], *rows[-29:]]
         self.tables.append((f"{len(classes)} classes", ["class", *counts], rows))
         train, *others = counts.values()
+        nowhere = [name for i, name in enumerate(classes) if not any(found[i] for found in counts.values())]
+        if nowhere:
+            self.warnings.append(f"No sample at all of the class {_some(nowhere)}.")
         untaught = [name for i, name in enumerate(classes) if not train[i] and any(other[i] for other in others)]
         if untaught:
             self.problems.append(f"No training sample of the class {_some(untaught)}, but held-out ones.")
@@ -81,7 +84,7 @@ class Audit:
         """Files that could not be read, with what was wrong with the first ones."""
         if not errors:
             return
-        text = f"{len(errors)} {what} cannot be read: {' '.join(errors[:_SHOWN])}"
+        text = f"{_capital(what)} that cannot be read: {len(errors)}. {' '.join(errors[:_SHOWN])}"
         if len(errors) > _SHOWN:
             text += f" And {len(errors) - _SHOWN} more."
         (self.warnings if passed_over else self.problems).append(text)
@@ -95,16 +98,16 @@ class Audit:
         across = [found for found in places.values() if len({side for side, _ in found}) > 1]
         if across:
             pairs = [" = ".join(f"{name} ({side})" for side, name in found[:2]) for found in across[:_SHOWN]]
+            more = f"; and {len(across) - _SHOWN} more" if len(across) > _SHOWN else ""
             self.problems.append(
-                f"{len(across)} {what} are on both sides of the split, so the results would be too good: "
-                + "; ".join(pairs)
-                + (f"; and {len(across) - _SHOWN} more." if len(across) > _SHOWN else ".")
+                f"{_capital(what)} on both sides of the split, so that results would be too good: {len(across)}. "
+                f"{'; '.join(pairs)}{more}."
             )
-        double = sum(len(found) - 1 for found in places.values() if len({side for side, _ in found}) == 1)
-        if double:
-            example = next(found for found in places.values() if len(found) > 1)
+        alone = [found for found in places.values() if len(found) > 1 and len({side for side, _ in found}) == 1]
+        if alone:
+            double, (first, second) = sum(len(found) - 1 for found in alone), (name for _, name in alone[0][:2])
             self.warnings.append(
-                f"{double} {what} are there twice on one side, such as {example[0][1]} = {example[1][1]}."
+                f"{_capital(what)} that are there twice on one side: {double}, such as {first} = {second}."
             )
 
     def spread(self, name: str, values: Sequence[float], unit: str = "") -> None:
@@ -172,6 +175,10 @@ def most_common(values: Iterable[Any], top: int = 4) -> str:
     counts = Counter(values)
     shown = [f"{value} ({count:,})" for value, count in counts.most_common(top)]
     return ", ".join(shown) + (f" and {len(counts) - top} others" if len(counts) > top else "")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -49,10 +49,10 @@ def test_what_is_wrong_with_pictures_is_named(pictures):
     shutil.copy(pictures / "train/cat/6.png", pictures / "train/cat/again.png")
     found = look(pictures)
     unreadable, leak = found.problems
-    assert unreadable.startswith("2 pictures cannot be read")
+    assert unreadable.startswith("Pictures that cannot be read: 2.")
     assert "cat/0.png" in unreadable
     assert "dog/8.png" in unreadable
-    assert leak.startswith("1 pictures are on both sides")
+    assert leak.startswith("Pictures on both sides of the split, so that results would be too good: 1.")
     assert "cat/5.png (training) = " in leak
     assert "copy.png (validation)" in leak
     assert any("twice on one side" in text and "again.png" in text for text in found.warnings)
@@ -160,7 +160,7 @@ def test_brain_mri(tmp_path):
     labels[labels == 2] = 7
     nib.save(nib.Nifti1Image(labels, image.affine), seg)
     problems = " ".join(TumourDataModule(str(root), segmentation=True, **settings).audit().problems)
-    for words in ("lack a sequence", subjects[0].name, "2 subjects cannot be read", "labels 7"):
+    for words in ("lack a sequence", subjects[0].name, "Subjects that cannot be read: 2", "labels 7"):
         assert words in problems, words
 
 
@@ -178,5 +178,5 @@ def test_shapes(tmp_path):
     (tmp_path / "train/b/2.npy").write_bytes(b"nothing")
     found = PointCloudDataModule(str(tmp_path), num_points=16, num_workers=0).audit()
     assert found.facts["kinds"] == "0 meshes, 4 clouds" or found.facts["kinds"].endswith("clouds")
-    assert any("cannot be read" in text and "b/2.npy" in text for text in found.problems)
+    assert any("that cannot be read: 1" in text and "b/2.npy" in text for text in found.problems)
     assert any("both sides" in text for text in found.problems)
