@@ -47,7 +47,7 @@ def write_starter(task: str, model: str, dest: Path, *, data: Path | None = None
         root.mkdir(parents=True, exist_ok=True)
         dest.mkdir(parents=True, exist_ok=True)
         for file, text in zip(
-            files, (_recipe_text(starter, config), _readme(starter, model, files[0], root)), strict=True
+            files, (_recipe_text(starter, config), _readme(starter, model, config, files[0], root)), strict=True
         ):
             new = file.with_name(f".{file.name}.new")
             new.write_text(text, encoding="utf-8")
@@ -164,8 +164,10 @@ def _recipe_text(starter: Starter, config: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _readme(starter: Starter, model: str, recipe: Path, root: Path) -> str:
+def _readme(starter: Starter, model: str, config: dict[str, Any], recipe: Path, root: Path) -> str:
     changes = "\n".join(f"{n}. `{key}`: {text}" for n, (key, text) in enumerate(starter.comments.items(), 1))
+    warm = " --model.warmup_epochs 0" if config["model"]["init_args"].get("warmup_epochs") else ""
+    because = " (the rate would still be rising when so short a run ends)" if warm else ""
     return f"""\
 # {starter.title[:1].upper()}{starter.title[1:]}
 
@@ -191,7 +193,11 @@ something must be mended first.
 
 {changes}
 
-Each can also be given on the command line, as in `lightning run {recipe} --trainer.max_epochs 5`.
+Each can also be given on the command line. A first try of a few minutes:
+
+    lightning run {recipe} --trainer.max_epochs 3{warm}
+
+to see that all goes through{because}.
 
 ## 4. Run
 
