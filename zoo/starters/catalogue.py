@@ -17,6 +17,7 @@ _FRACTALS = (
     "zoo.papers.fractals.FractalSimSiam",
     "zoo.tasks.ResNetClassification",
 )
+_UNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _TEXT_TASKS = tuple(f"zoo.tasks.{name}" for name in ("TextClassification", "TokenClassification", "QuestionAnswering"))
 _ELECTRA = ("zoo.papers.electra.Electra",)
 _BERT = (*(f"zoo.papers.well_read_students.{name}" for name in ("CompactBert", "Distillation")), *_TEXT_TASKS)
@@ -32,7 +33,7 @@ class Variant:
         model_key: the argument of the task that names the model.
         settings: what the starter changes in the recipe, by dotted key.
         from_model: settings that follow the model: {dotted key: its constructor argument}.
-        full_width: only networks of the usual width fit (the U-Net's encoders have one width).
+        unet: only ResNets fit that the U-Net has as encoders: those of torchvision, in their usual width.
     """
 
     recipe: str
@@ -40,13 +41,15 @@ class Variant:
     model_key: str = "backbone"
     settings: Settings = field(default_factory=dict)
     from_model: dict[str, str] = field(default_factory=dict)
-    full_width: bool = False
+    unet: bool = False
 
     def takes(self, class_path: str, init_args: dict[str, Any]) -> bool:
         """Whether a model of this class, with these arguments, can be fine-tuned so."""
         if not any(_same_class(class_path, known) for known in self.classes):
             return False
-        return not self.full_width or init_args.get("width", 1.0) == 1.0
+        if not self.unet:
+            return True
+        return init_args.get("width", 1.0) == 1.0 and init_args.get("network", _UNETS[2]) in _UNETS
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ STARTERS: tuple[Starter, ...] = (
                 "fractals/finetune_glas",
                 _FRACTALS,
                 settings={"data.num_workers": 2, "data.batch_size": 8},
-                full_width=True,
+                unet=True,
             ),
         ),
         "val/iou",
