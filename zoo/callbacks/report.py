@@ -43,7 +43,7 @@ class Report(Callback):
         limit_rows: rows of `held_out.csv` at most.
     """
 
-    def __init__(self, rounds: int = 500, level: float = 0.95, limit_rows: int = 100_000) -> None:
+    def __init__(self, rounds: int = 300, level: float = 0.95, limit_rows: int = 100_000) -> None:
         if rounds < 0 or not 0 < level < 1:
             raise ZooError("Report: rounds is 0 or more, level lies between 0 and 1.")
         self.rounds, self.level, self.limit_rows = rounds, level, limit_rows
