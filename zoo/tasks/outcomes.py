@@ -102,6 +102,8 @@ class ClassOutcome(Outcome):
             "true": [self.classes[label] for label in self.labels],
             "found": [self.classes[label] for label in found],
         }
+        if len(self.classes) > 50:  # a column a class is for tables that a person opens
+            return columns | {"confidence": self._confidence.round(5).tolist()}
         return columns | {name: self.probabilities[:, i].round(5).tolist() for i, name in enumerate(self.classes)}
 
     def figures(self) -> dict[str, Any]:
