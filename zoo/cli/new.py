@@ -22,12 +22,14 @@ def new(
 
     Without TASK it lists the tasks and the models that fit each.
     """
+    from zoo import catalog
     from zoo.cli.tables import print_table
     from zoo.starters import STARTERS, find_starter, fitting_models, write_starter
 
     if task is None or list_all:
+        manifests = [catalog.info(name) for name in catalog.list_models()]
         chosen = STARTERS if task is None else [find_starter(task)]
-        print_table([{"name": s.task, "what": s.title, "models": _short(fitting_models(s))} for s in chosen])
+        print_table([{"name": s.task, "what": s.title, "models": _short(fitting_models(s, manifests))} for s in chosen])
         return
     if model is None:
         fits = _short(fitting_models(find_starter(task)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -401,11 +402,8 @@ def find_starter(task: str) -> Starter:
     raise ZooError(f"There is no task {task!r}.{did_you_mean(task, names)} `zoo new --list` shows them all.")
 
 
-def fitting_models(starter: Starter) -> list[str]:
-    """Names of the catalogue's models that a starter takes."""
-    found = []
-    for name in catalog.list_models():
-        manifest = catalog.info(name)
-        if starter.variant(manifest.class_path, manifest.init_args):
-            found.append(name)
-    return found
+def fitting_models(starter: Starter, manifests: Sequence[catalog.Manifest] | None = None) -> list[str]:
+    """Names of the catalogue's models that a starter takes; `manifests` spares reading them once for each starter."""
+    if manifests is None:
+        manifests = [catalog.info(name) for name in catalog.list_models()]
+    return [manifest.name for manifest in manifests if starter.variant(manifest.class_path, manifest.init_args)]
