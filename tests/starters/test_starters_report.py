@@ -118,6 +118,36 @@ def test_a_file_for_elsewhere_gives_the_same_numbers(run, tmp_path, kind, suffix
     assert "--force" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_texts_of_any_length_can_be_exported(tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    from zoo.exporting import export_model
+    from zoo.tasks import TextClassification
+
+    torch.manual_seed(0)
+    model = TextClassification("electra-docs", num_classes=3, classes=["a", "b", "c"]).eval()
+    path = tmp_path / f"model{'.onnx' if kind == 'onnx' else '.pt2'}"
+    assert export_model(model, path, kind) < 1e-3
+    facts = json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert facts["inputs"]["input_ids"] == ["batch", "length"]
+    ids = torch.randint(0, 2000, (1, 40), generator=torch.Generator().manual_seed(0))  # another length, no padding
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    with torch.no_grad():
+        wanted = model.classify(batch).softmax(-1)
+    if kind == "torch":
+        found = torch.export.load(path).module()(*batch.values())
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        known = {node.name for node in session.get_inputs()}
+        feed = {name: value.numpy() for name, value in batch.items() if name in known}
+        found = torch.from_numpy(session.run(None, feed)[0])
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
 def test_a_model_that_cannot_be_exported_is_one_line(tmp_path, capsys):
     from zoo.exporting import export_model
 

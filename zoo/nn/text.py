@@ -235,7 +235,8 @@ def additive_mask(attention_mask: Tensor | None, dtype: torch.dtype = torch.floa
     """
     if attention_mask is None:
         return None
-    if attention_mask.device.type == "cpu" and bool(attention_mask.all()):  # no padding: the faster kernel
+    # No padding: the faster kernel. A program that is exported or compiled cannot look at the values.
+    if attention_mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(attention_mask.all()):
         return None
     return (1.0 - attention_mask[:, None, None, :].to(dtype)) * -10000.0
 
