@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,6 +111,11 @@ class TextClassificationDataModule(TextDataModule):
     def num_classes(self) -> int:
         self.setup()
         return 1 if self.regression else len(self.classes)
+
+    def guessing_accuracy(self) -> float:
+        """Accuracy (0 to 1) on the development set of always saying its most frequent class."""
+        counts = Counter(label for _, _, label in self._examples("dev"))
+        return max(counts.values()) / counts.total()
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is not None:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def compare(
                    "data.examples": "bert" if pairs else "packed", "model.heads": "mlm_nsp" if pairs else "mlm",
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
-                   "model.init_std": init_std, "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
+                   "model.init_std": init_std, "model.init_positions": "sinusoidal", "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
                    "trainer.precision": "auto", "trainer.max_steps": steps,
                    "trainer.val_check_interval": steps}  # fmt: skip
         run_stage(folder, f"{ROOM}/pretrain", changes, 0, "val/mlm_acc")
@@ -118,6 +119,13 @@ def compare(
 
     big, small, taught = pretrain("teacher", teacher_steps), pretrain("student", student_steps), output / "teacher"
     scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
+    guessing = _guessing(labelled)
+    if scores["teacher"][0] < guessing + 0.02:
+        print(
+            f"Warning: the teacher has learned nothing, {scores['teacher'][0]:.1%} where always guessing the largest class "
+            f"gives {guessing:.1%}: what is distilled from it means nothing. Try a lower --teacher-lr, or more --labels.",
+            file=sys.stderr,
+        )
     stages: dict[str, Callable[..., float]] = {"finetune": finetune, "distill": distill}
     for seed in range(seeds):
         for method in METHODS:
@@ -128,7 +136,7 @@ def compare(
                 start["pretrained"] = "false"
             folder = output / f"seed{seed}" / method.key
             scores.setdefault(method.key, []).append(stages[method.recipe](folder, seed, lr, **start))
-    _report(output, scores)
+    _report(output, scores, guessing)
 
 
 @app.command(
@@ -229,7 +237,13 @@ def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
     return tuple(str(files[at]) if source == PYTHON_DOCS else source for at, source in enumerate(sources))  # type: ignore[return-value]
 
 
-def _report(output: Path, scores: dict[str, list[float]]) -> None:
+def _guessing(labelled: str) -> float:
+    from datamodules.text_classification import TextClassificationDataModule
+
+    return TextClassificationDataModule(labelled).guessing_accuracy()
+
+
+def _report(output: Path, scores: dict[str, list[float]], guessing: float) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -246,8 +260,10 @@ def _report(output: Path, scores: dict[str, list[float]]) -> None:
         each = " ".join(f"{value:.1%}" for value in values)
         table.add_row(key, titles[key], f"{mean:.1%}", f"{spread * 100:.1f}" if len(values) > 1 else "", each)
         rows.append({"method": key, "title": titles[key], "mean": mean, "spread": spread, "seeds": values})
+    table.caption = f"Always guessing the largest class: {guessing:.1%}."
+    table.caption_justify = "left"
     Console().print(table)
     (output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (output / "figures").mkdir(exist_ok=True)
-    draw_comparison(scores, titles).savefig(output / "figures" / "comparison.png", dpi=150, bbox_inches="tight")
+    draw_comparison(scores, titles, guessing).savefig(output / "figures" / "comparison.png", dpi=150, bbox_inches="tight")
     print(f"{output / 'results.json'}\n{output / 'figures' / 'comparison.png'}")
