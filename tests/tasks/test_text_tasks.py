@@ -267,10 +267,27 @@ def test_submission_files(task, place, tmp_path):
 
 def test_a_label_outside_the_set(place, tmp_path):
     for part in ("train", "dev"):
-        (tmp_path / f"{part}.csv").write_text(f"text,label\na fine film,{'good' if part == 'train' else 'odd'}\n")
-    data = TextClassificationDataModule(str(tmp_path), tokenizer=str(place / "tokenizer.json"))
-    with pytest.raises(ZooError, match="dev data has the label 'odd', which is none of: good"):
-        data.setup()
+        last = "good" if part == "train" else "odd"
+        (tmp_path / f"{part}.csv").write_text(f"text,label\na fine film,good\na dull film,bad\nan odd film,{last}\n")
+    kind = {"tokenizer": str(place / "tokenizer.json")}
+    with pytest.raises(ZooError, match=r"dev.csv, row 3: the label 'odd' is none of bad, good. Repair"):
+        TextClassificationDataModule(str(tmp_path), **kind).setup()
+    data = TextClassificationDataModule(str(tmp_path), **kind, on_bad_text="skip")
+    data.setup()
+    assert (len(data.val_data), data.num_skipped) == (2, 1)
+    assert data.guessing_accuracy() == pytest.approx(1 / 2)
+
+
+def test_a_teacher_that_learned_nothing_is_named():
+    from zoo.papers.well_read_students.distillation import one_class_only
+
+    logits = torch.zeros(100, 3)
+    logits[:, 1] = 1
+    assert "puts 100 of 100 transfer texts into one class, dog" in one_class_only(logits, ["cat", "dog", "fish"])
+    logits[:2, 0] = 2
+    assert one_class_only(logits) is not None
+    logits[:3, 0] = 2
+    assert one_class_only(logits) is None
 
 
 def test_the_24_models_have_the_published_sizes():

@@ -90,6 +90,7 @@ def compare(
     if transfer != "python-docs" and not Path(transfer).expanduser().is_file():
         raise ZooError(f"There is no file {transfer}: give --transfer unlabelled text, one a line.")
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
+    guessing = _read(labelled, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
     tuned = {**common, "data.root": labelled, "data.bucket_by_length": "true", "trainer.callbacks": "null"}
 
@@ -101,7 +102,8 @@ def compare(
                    "data.examples": "bert" if pairs else "packed", "model.heads": "mlm_nsp" if pairs else "mlm",
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
-                   "model.init_std": init_std, "model.init_positions": "sinusoidal", "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
+                   "model.init_std": init_std, "model.init_positions": "sinusoidal",
+                   "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
                    "trainer.precision": "auto", "trainer.max_steps": steps,
                    "trainer.val_check_interval": steps}  # fmt: skip
         run_stage(folder, f"{ROOM}/pretrain", changes, 0, "val/mlm_acc")
@@ -119,11 +121,10 @@ def compare(
 
     big, small, taught = pretrain("teacher", teacher_steps), pretrain("student", student_steps), output / "teacher"
     scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
-    guessing = _guessing(labelled)
     if scores["teacher"][0] < guessing + 0.02:
         print(
-            f"Warning: the teacher has learned nothing, {scores['teacher'][0]:.1%} where always guessing the largest class "
-            f"gives {guessing:.1%}: what is distilled from it means nothing. Try a lower --teacher-lr, or more --labels.",
+            f"Warning: the teacher has learned nothing, {scores['teacher'][0]:.1%} where guessing the largest class"
+            f" gives {guessing:.1%}, and nothing can be distilled from it: try a lower --teacher-lr, or more --labels.",
             file=sys.stderr,
         )
     stages: dict[str, Callable[..., float]] = {"finetune": finetune, "distill": distill}
@@ -237,9 +238,12 @@ def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
     return tuple(str(files[at]) if source == PYTHON_DOCS else source for at, source in enumerate(sources))  # type: ignore[return-value]
 
 
-def _guessing(labelled: str) -> float:
+def _read(labelled: str, transfer: str) -> float:
+    """Reads both once, so that what is wrong with them is said now; the accuracy of guessing the largest class."""
     from datamodules.text_classification import TextClassificationDataModule
+    from datamodules.text_records import read_texts
 
+    read_texts(Path(transfer).expanduser())
     return TextClassificationDataModule(labelled).guessing_accuracy()
 
 
@@ -265,5 +269,7 @@ def _report(output: Path, scores: dict[str, list[float]], guessing: float) -> No
     Console().print(table)
     (output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (output / "figures").mkdir(exist_ok=True)
-    draw_comparison(scores, titles, guessing).savefig(output / "figures" / "comparison.png", dpi=150, bbox_inches="tight")
+    draw_comparison(scores, titles, guessing).savefig(
+        output / "figures" / "comparison.png", dpi=150, bbox_inches="tight"
+    )
     print(f"{output / 'results.json'}\n{output / 'figures' / 'comparison.png'}")
