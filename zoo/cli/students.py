@@ -18,6 +18,7 @@ from zoo.errors import ZooError
 
 Value = str | int | float | Path
 ROOM = "well_read_students"
+OFFLINE = ("made-up", "python-docs")  # sources that need no file
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ METHODS = (
 @app.command(epilog="Example: zoo students compare runs/students")
 def compare(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the runs, the table and the picture go.")],
-    text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "python-docs",
-    labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "python-docs",
-    transfer: Annotated[str, typer.Option(help="Unlabelled text, one a line, to distil on.")] = "python-docs",
+    text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "made-up",
+    labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "made-up",
+    transfer: Annotated[str, typer.Option(help="Unlabelled text, one a line, to distil on.")] = "made-up",
     labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 500,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds each student gets.")] = 3,
     student: Annotated[str, typer.Option(help="Layers x width of the student.")] = "2x128",
@@ -80,14 +81,15 @@ def compare(
 
     A teacher and a student are pre-trained, the teacher is fine-tuned; then, for each seed, PD, PF, distillation and
     fine-tuning from a random start, and both from the teacher's bottom layers, are run and scored on the development
-    set. Stages that are done already are not run again. With python-docs, the task is which package of the standard
-    library a docstring is from; held-out docstrings are in none of the training text.
+    set. Stages that are done already are not run again. Without files of yours the text is a made-up language, the task
+    which topic a sentence is about. "python-docs" in place of a file is Python's own manual and docstrings, the task
+    which package a docstring is from; held-out docstrings are in none of the training text.
     """
     sizes = {"student": _size(student), "teacher": _size(teacher)}
     # Now, and not when the teacher has been trained.
-    if labelled != "python-docs" and not Path(labelled).expanduser().is_dir():
+    if labelled not in OFFLINE and not Path(labelled).expanduser().is_dir():
         raise ZooError(f"There is no folder {labelled}: give --labelled one with train and dev.")
-    if transfer != "python-docs" and not Path(transfer).expanduser().is_file():
+    if transfer not in OFFLINE and not Path(transfer).expanduser().is_file():
         raise ZooError(f"There is no file {transfer}: give --transfer unlabelled text, one a line.")
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
     guessing = _read(labelled, transfer)
@@ -228,14 +230,16 @@ def _size(word: str) -> tuple[int, int]:
 
 
 def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
-    """Python's own text as the three files, where the word python-docs stands for one of them."""
-    from datamodules.text import PYTHON_DOCS
+    """The paths of the three sources; a word of OFFLINE stands for files that are written now."""
+    from datamodules.text_made_up import write_made_up
     from datamodules.well_read_students import write_python_docs
 
-    if PYTHON_DOCS not in sources:
-        return sources  # type: ignore[return-value]
-    files = write_python_docs(output / "data")
-    return tuple(str(files[at]) if source == PYTHON_DOCS else source for at, source in enumerate(sources))  # type: ignore[return-value]
+    found = list(sources)
+    for word, write in zip(OFFLINE, (write_made_up, write_python_docs), strict=True):
+        if word in sources:
+            files = write(output / "data" / word)
+            found = [str(files[at]) if source == word else source for at, source in enumerate(found)]
+    return found[0], found[1], found[2]
 
 
 def _read(labelled: str, transfer: str) -> float:
