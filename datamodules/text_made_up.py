@@ -30,7 +30,7 @@ class MadeUpLanguage:
     """
 
     def __init__(
-        self, topics: int = 10, words: int = 80, function_words: int = 40, own: float = 0.8, seed: int = 0
+        self, topics: int = 8, words: int = 50, function_words: int = 40, own: float = 0.8, seed: int = 0
     ) -> None:
         self.draws = np.random.default_rng(seed)
         short = self.draws.permutation(_SYLLABLES)
