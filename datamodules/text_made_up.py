@@ -30,7 +30,7 @@ class MadeUpLanguage:
     """
 
     def __init__(
-        self, topics: int = 8, words: int = 50, function_words: int = 40, own: float = 0.8, seed: int = 0
+        self, topics: int = 6, words: int = 12, function_words: int = 12, own: float = 0.9, seed: int = 0
     ) -> None:
         self.draws = np.random.default_rng(seed)
         short = self.draws.permutation(_SYLLABLES)
@@ -58,6 +58,16 @@ class MadeUpLanguage:
         """`count` sentences, each with its topic."""
         return [(self.sentence(int(topic)), int(topic)) for topic in self.draws.integers(len(self.content), size=count)]
 
+    def pairs(self, count: int) -> list[tuple[str, str, bool]]:
+        """`count` pairs of sentences, and whether both are about the same topic: half of them are."""
+        first = self.draws.integers(len(self.content), size=count)
+        same = self.draws.random(count) < 0.5
+        other = (first + self.draws.integers(1, len(self.content), size=count)) % len(self.content)
+        second = np.where(same, first, other)
+        return [
+            (self.sentence(int(a)), self.sentence(int(b)), bool(s)) for a, b, s in zip(first, second, same, strict=True)
+        ]
+
     def documents(self, count: int, sentences: int = 4) -> list[str]:
         """`count` texts of `sentences` lines, all about the same topic."""
         about = self.draws.integers(len(self.content), size=count)
@@ -72,7 +82,9 @@ def _falling(count: int, power: float) -> np.ndarray:
 def write_made_up(
     folder: Path, documents: int = 4000, train: int = 2000, dev: int = 1000, transfer: int = 4000, seed: int = 0
 ) -> tuple[Path, Path, Path]:
-    """A made-up language as files: text for pre-training, a labelled folder (its label: the topic), a transfer set.
+    """A made-up language as files: text for pre-training, a labelled folder, a transfer set.
+
+    The task is that of pairs (`text` and `pair`): are both sentences about the same topic?
 
     The parts share no sentence but by chance; the transfer set has no labels.
 
@@ -82,9 +94,9 @@ def write_made_up(
     language = MadeUpLanguage(seed=seed)
     contents = {"text.txt": "\n\n".join(language.documents(documents))}
     for part, count in (("train", train), ("dev", dev)):
-        rows = [{"text": text, "label": str(topic)} for text, topic in language.labelled(count)]
+        rows = [{"text": a, "pair": b, "label": "same" if same else "another"} for a, b, same in language.pairs(count)]
         contents[f"{part}.jsonl"] = "\n".join(json.dumps(row) for row in rows)
-    contents["transfer.txt"] = "\n".join(text for text, _ in language.labelled(transfer))
+    contents["transfer.txt"] = "\n".join(f"{a}\t{b}" for a, b, _ in language.pairs(transfer))
     write_files(folder, contents)
     return folder / "text.txt", folder, folder / "transfer.txt"
 

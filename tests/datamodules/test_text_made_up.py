@@ -25,6 +25,16 @@ def test_topics_have_words_of_their_own():
     assert share == pytest.approx(0.5, abs=0.03)
 
 
+def test_pairs_are_about_the_same_topic_or_another():
+    language = MadeUpLanguage(topics=3, words=10, function_words=5, own=1.0)
+    topic = {word: at for at, row in enumerate(language.content) for word in row}
+    rows = language.pairs(300)
+    found = [[{topic[word] for word in text.split() if word in topic} for text in (a, b)] for a, b, _ in rows]
+    assert all(len(a) <= 1 and len(b) <= 1 for a, b in found)
+    assert all((a == b) == same for (a, b), (_, _, same) in zip(found, rows, strict=True) if a and b)
+    assert sum(same for _, _, same in rows) / 300 == pytest.approx(0.5, abs=0.1)
+
+
 def test_files(tmp_path):
     sizes = dict(documents=20, train=30, dev=10, transfer=25)
     text, folder, transfer = write_made_up(tmp_path / "a", **sizes)
@@ -36,7 +46,9 @@ def test_files(tmp_path):
     for part, count in (("train", 30), ("dev", 10)):
         rows = [json.loads(line) for line in (folder / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert len(rows) == count
-        assert set(rows[0]) == {"text", "label"}
+        assert set(rows[0]) == {"text", "pair", "label"}
+        assert {row["label"] for row in rows} == {"same", "another"}
+    assert all(line.count("\t") == 1 for line in transfer.read_text(encoding="utf-8").splitlines())
     (tmp_path / "file").write_text("")
     with pytest.raises(ZooError, match="Cannot write"):
         write_made_up(tmp_path / "file", **sizes)

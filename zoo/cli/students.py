@@ -57,24 +57,27 @@ def compare(
     text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "made-up",
     labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "made-up",
     transfer: Annotated[str, typer.Option(help="Unlabelled text, one a line, to distil on.")] = "made-up",
-    labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 500,
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of the second text, if the labelled examples are pairs.")
+    ] = None,
+    labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds each student gets.")] = 3,
     student: Annotated[str, typer.Option(help="Layers x width of the student.")] = "2x128",
     teacher: Annotated[
         str, typer.Option(help="Likewise of the teacher; of equal width, TD and TF are the student's size.")
     ] = "4x128",
-    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 2048,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 48,
-    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1600,
-    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1600,
-    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 20,
+    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 512,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text, or of both texts of a pair.")] = 40,
+    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1200,
+    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1200,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 40,
     distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
-    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sequences of a pre-training step.")] = 16,
-    pairs: Annotated[bool, typer.Option(help="Pre-train with next-sentence prediction too.")] = False,
-    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.04,
+    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sequences of a pre-training step.")] = 32,
+    pairs: Annotated[bool, typer.Option(help="Pre-train with next-sentence prediction too.")] = True,
+    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.05,
     pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
-    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 1e-3,
-    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 3e-4,
+    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 3e-4,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of each loader.")] = 0,
 ) -> None:
     """Compare Pre-trained Distillation with its baselines, the teacher trained in the same command.
@@ -82,8 +85,8 @@ def compare(
     A teacher and a student are pre-trained, the teacher is fine-tuned; then, for each seed, PD, PF, distillation and
     fine-tuning from a random start, and both from the teacher's bottom layers, are run and scored on the development
     set. Stages that are done already are not run again. Without files of yours the text is a made-up language, the task
-    which topic a sentence is about. "python-docs" in place of a file is Python's own manual and docstrings, the task
-    which package a docstring is from; held-out docstrings are in none of the training text.
+    whether two sentences are about the same topic. "python-docs" in place of a file is Python's own manual and
+    docstrings, the task which package a docstring is from; held-out docstrings are in none of the training text.
     """
     sizes = {"student": _size(student), "teacher": _size(teacher)}
     # Now, and not when the teacher has been trained.
@@ -91,17 +94,20 @@ def compare(
         raise ZooError(f"There is no folder {labelled}: give --labelled one with train and dev.")
     if transfer not in OFFLINE and not Path(transfer).expanduser().is_file():
         raise ZooError(f"There is no file {transfer}: give --transfer unlabelled text, one a line.")
+    pair_column = "pair" if labelled == "made-up" else pair_column
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
-    guessing = _read(labelled, transfer)
+    guessing = _read(labelled, pair_column, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
     tuned = {**common, "data.root": labelled, "data.bucket_by_length": "true", "trainer.callbacks": "null"}
+    tuned |= {} if pair_column is None else {"data.pair_column": pair_column}
 
     def pretrain(who: str, steps: int) -> Path:
         layers, width = sizes[who]
         folder = output / f"{who}_pretrained"
         changes = {**common, "data.root": text, "data.tokenizer": "null", "data.vocab_size": vocab_size,
                    "data.batch_size": pretrain_batch, "data.val_fraction": 0.05,
-                   "data.examples": "bert" if pairs else "packed", "model.heads": "mlm_nsp" if pairs else "mlm",
+                   "data.examples": "bert" if pairs else "packed",
+                   "data.short_prob": 0.0, "data.builder_passes": 4, "model.heads": "mlm_nsp" if pairs else "mlm",
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
                    "model.init_std": init_std, "model.init_positions": "sinusoidal",
@@ -242,13 +248,13 @@ def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
     return found[0], found[1], found[2]
 
 
-def _read(labelled: str, transfer: str) -> float:
+def _read(labelled: str, pair_column: str | None, transfer: str) -> float:
     """Reads both once, so that what is wrong with them is said now; the accuracy of guessing the largest class."""
     from datamodules.text_classification import TextClassificationDataModule
     from datamodules.text_records import read_texts
 
-    read_texts(Path(transfer).expanduser())
-    return TextClassificationDataModule(labelled).guessing_accuracy()
+    read_texts(Path(transfer).expanduser(), pair_column=pair_column)
+    return TextClassificationDataModule(labelled, pair_column=pair_column).guessing_accuracy()
 
 
 def _report(output: Path, scores: dict[str, list[float]], guessing: float) -> None:
