@@ -278,6 +278,13 @@ def test_a_label_outside_the_set(place, tmp_path):
     assert data.guessing_accuracy() == pytest.approx(1 / 2)
 
 
+def test_positions_may_start_as_sines(place):
+    table = student(place, init_positions="sinusoidal", init_std=0.1).backbone.embeddings.position_embeddings.weight
+    near, far = (torch.cosine_similarity(table[:-step], table[step:]) for step in (1, 8))
+    assert near.std() < 1e-3 < far.mean() < near.mean()
+    assert student(place).backbone.embeddings.position_embeddings.weight.std() < 0.03
+
+
 def test_a_teacher_that_learned_nothing_is_named():
     from zoo.papers.well_read_students.distillation import one_class_only
 

@@ -118,13 +118,13 @@ def compare(
         return folder
 
     def finetune(folder: Path, seed: int, rate: float, **start: Value) -> float:
-        changes = {**tuned, "data.limit": labels, "model.lr": rate, "trainer.max_epochs": finetune_epochs}
+        changes = {**tuned, "data.limit": labels, "model.lr": rate, **_for(finetune_epochs)}
         changes |= {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/finetune", changes, seed, "val/acc")
 
     def distill(folder: Path, seed: int, rate: float, **start: Value) -> float:
         changes = {**tuned, "data.transfer": transfer, "model.teacher": taught, "model.lr": rate}
-        changes |= {"trainer.max_epochs": distill_epochs} | {f"model.{key}": value for key, value in start.items()}
+        changes |= _for(distill_epochs) | {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/distill", changes, seed, "val/acc")
 
     big, small, taught = pretrain("teacher", teacher_steps), pretrain("student", student_steps), output / "teacher"
@@ -233,6 +233,11 @@ def _size(word: str) -> tuple[int, int]:
     if not (layers.isdigit() and width.isdigit() and int(layers) > 0 and int(width) > 0):
         raise ZooError(f"A size is LAYERSxWIDTH, such as 2x128, not {word!r}.")
     return int(layers), int(width)
+
+
+def _for(epochs: int) -> dict[str, Value]:
+    """So many epochs, scored at the end of the last."""
+    return {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": epochs}
 
 
 def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
