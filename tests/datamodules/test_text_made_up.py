@@ -10,7 +10,7 @@ from zoo.errors import ZooError
 
 
 def test_topics_have_words_of_their_own():
-    language = MadeUpLanguage(topics=4, words=20, function_words=10)
+    language = MadeUpLanguage(topics=4, words=20, function_words=10, own=0.8)
     words = [set(row) for row in language.content]
     assert len(set.union(*words)) == 4 * 20
     assert not set.union(*words) & set(language.function)
