@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,11 +21,10 @@ from zoo.papers.face_representation.fewshot import fit_and_score
 from zoo.papers.face_representation.heads import (
     HeatmapHead,
     MarginSoftmax,
-    MeshDecoder,
     expected_points,
     heatmap_loss,
-    mean_of_neighbours,
 )
+from zoo.papers.face_representation.mesh_decoder import MeshDecoder, average, hierarchy
 from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, ccc_loss, score
 
 
@@ -128,16 +128,51 @@ def test_margins_by_hand():
 
 
 def test_mesh_decoder_starts_from_the_mean_and_mixes_neighbours():
-    matrix = mean_of_neighbours(torch.tensor([[0, 1, 2]]), 4)
-    torch.testing.assert_close(
-        matrix, torch.tensor([[0, 0.5, 0.5, 0], [0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]])
-    )
+    ((count, near, down),) = hierarchy(torch.tensor([[0, 1, 2]]), 4)
+    assert count == 4
+    assert down.shape == (2, 0)
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    expected = torch.stack([(x[:, 1] + x[:, 2]) / 2, (x[:, 0] + x[:, 2]) / 2, (x[:, 0] + x[:, 1]) / 2], dim=1)
+    out = average(x, near, 4)
+    torch.testing.assert_close(out[:, :3], expected)
+    assert not out[:, 3].any()  # a vertex alone
+    weight = torch.randn(2, 4, 3)
+    (grad,) = torch.autograd.grad((out * weight).sum(), x)
+    torch.testing.assert_close(grad, torch.autograd.grad((expected * weight[:, :3]).sum(), x)[0])
     template = torch.randn(4, 3)
     head = MeshDecoder(6, 4, torch.tensor([[0, 1, 2]]), template=template)
     assert head(torch.randn(5, 6)).shape == (5, 4, 3)
     nn.init.zeros_(head.out.weight)
     nn.init.zeros_(head.out.bias)
     torch.testing.assert_close(head(torch.randn(5, 6))[0], template)
+
+
+def grid_mesh(side: int) -> torch.Tensor:
+    corner = torch.arange(side * side).reshape(side, side)
+    a, b, c, d = (part.flatten() for part in (corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]))
+    return torch.cat([torch.stack([a, b, c], dim=1), torch.stack([b, d, c], dim=1)])
+
+
+def test_large_meshes_grow_from_a_coarse_graph():
+    levels = hierarchy(grid_mesh(60), 3600)
+    counts = [count for count, _, _ in levels]
+    assert counts[0] == 3600
+    assert counts[-1] <= 256
+    assert all(fine > 2 * coarse for fine, coarse in pairwise(counts))
+    for (count, near, down), (coarser, _, _) in pairwise(levels):
+        assert (near[0].diff() >= 0).all()
+        assert near.max() < count
+        assert set(down[0].tolist()) == set(range(count)), "every vertex hangs on the coarser graph"
+        assert set(down[1].tolist()) == set(range(coarser))
+    head = MeshDecoder(8, 3600, grid_mesh(60), channels=4, blocks=1)
+    out = head(torch.randn(2, 8))
+    out.square().sum().backward()
+    assert out.shape == (2, 3600, 3)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    again = MeshDecoder(8, 3600, channels=4, blocks=1, mesh=head.mesh)  # as a checkpoint makes it
+    again.load_state_dict(head.state_dict())
+    given = torch.randn(3, 8)
+    torch.testing.assert_close(again.eval()(given), head.eval()(given))
 
 
 def test_heads_take_half_precision_and_say_what_they_do_not_know():
@@ -227,6 +262,38 @@ def test_few_shot_fitting_is_the_same_again_and_learns():
     before = encoder.backbone.conv1[0].weight.clone()
     fit_and_score(encoder, "landmarks", data, range(8), mode="finetune", steps=1, **options)
     assert torch.equal(before, encoder.backbone.conv1[0].weight), "fine-tuning works on a copy"
+
+
+def test_heads_look_at_the_middle_stages():
+    import timm
+
+    encoder = Encoder(timm.create_model("resnet10t", num_classes=0)).eval()
+    head = TaskHead("action_units", encoder.widths(64), 3, {"grid": 2}).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        (given,) = head.look(encoder, images)
+        third, fourth = encoder.maps(images)[1:3]
+    assert head.width == given.shape[1] == 4 * (third.shape[1] + fourth.shape[1])
+    torch.testing.assert_close(given[:, 0], third[:, 0, : third.shape[-1] // 2, : third.shape[-1] // 2].mean((1, 2)))
+    assert head(list(given[None])).shape == (2, 3)
+    with pytest.raises(ZooError, match="grid"):
+        TaskHead("landmarks", encoder.widths(64), 3, {"grid": 2})
+
+
+def test_a_reference_comes_from_the_cache_or_not_at_all(tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
+    from zoo.papers.face_representation.report import cached_network
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    assert cached_network("resnet10t") is None
+    weights = timm.create_model("resnet10t").state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda _, file: str(tmp_path / file) if "safe" in file else None
+    )
+    torch.testing.assert_close(cached_network("resnet10t").conv1[0].weight, weights["conv1.0.weight"])
 
 
 @pytest.mark.parametrize("network", ["resnet10t", "convnext_atto", "test_vit"])

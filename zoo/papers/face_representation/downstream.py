@@ -79,8 +79,8 @@ class FaceTask(ZooModule):
         self.image_size = image_size
         if mode == "frozen":
             self.encoder.requires_grad_(False)
-        if outputs is not None:
-            self._build(outputs, {})
+        if outputs is not None and (task != "reconstruction3d" or "mesh" in (head_options or {})):
+            self._build(outputs, {})  # a mesh's topology comes from the data or from a checkpoint
 
     @property
     def backbone(self) -> torch.nn.Module:  # type: ignore[override]
@@ -89,9 +89,6 @@ class FaceTask(ZooModule):
     def _build(self, outputs: int, from_data: dict[str, Any]) -> None:
         h = self.hparams
         options = {**(h.head_options or {}), **from_data}
-        if h.task == "reconstruction3d":
-            # A checkpoint brings the mesh's neighbours and its mean along.
-            options.setdefault("triangles", torch.zeros(0, 3, dtype=torch.long))
         self.outputs = outputs
         self.head = TaskHead(h.task, self.encoder.widths(self.image_size or 64), outputs, options)
 
@@ -128,7 +125,7 @@ class FaceTask(ZooModule):
     def _out(self, images: Tensor) -> Tensor:
         frozen = self.hparams.mode == "frozen"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            given = self.encoder.maps(images) if self.head.wants_maps else self.encoder.pooled(images)
+            given = self.head.look(self.encoder, images)
         return self.head(given)
 
     # ------------------------------------------------------------------ training
@@ -199,6 +196,8 @@ class FaceTask(ZooModule):
         super().on_save_checkpoint(checkpoint)
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {**self._start, "pretrained": False, "outputs": self.outputs, "image_size": self.image_size}
+        if hparams["task"] == "reconstruction3d":
+            hparams["head_options"] = {**(hparams["head_options"] or {}), "mesh": self.head.head.mesh}
         checkpoint["hyper_parameters"] = hparams
 
 

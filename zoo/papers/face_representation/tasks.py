@@ -25,10 +25,10 @@ from zoo.papers.face_representation.heads import (
     HeatmapHead,
     LinearHead,
     MarginSoftmax,
-    MeshDecoder,
     expected_points,
     heatmap_loss,
 )
+from zoo.papers.face_representation.mesh_decoder import MeshDecoder
 
 TASKS = ("recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d")
 EVERY_TASK = (*TASKS, "attributes")
@@ -62,6 +62,8 @@ class TaskHead(nn.Module):
         outputs: identities, landmarks, action units, 2, vertices, or classes.
         options: arguments of the head: `width` of the pyramid; `embed_dim`, `kind`, `scale`, `margin` of recognition;
             `triangles`, `template`, `channels`, `blocks` of the mesh decoder; `loss` "mse" or "ccc" of valence_arousal.
+            All but landmarks also take `grid`: look at the middle stages' maps, averaged over so many fields a side,
+            instead of the pooled features, from which pre-training removes where things are.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class TaskHead(nn.Module):
                 f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)} They are {', '.join(EVERY_TASK)}."
             )
         options = dict(options or {})
-        self.task, self.loss_kind = task, options.pop("loss", "mse")
+        self.task, self.loss_kind, self.grid = task, options.pop("loss", "mse"), int(options.pop("grid", 0) or 0)
+        if self.grid < 0 or (self.grid and task == "landmarks"):
+            raise ZooError("grid is a number of fields a side; landmarks look at whole maps already.")
+        self.width = width = self.grid**2 * sum(middle(widths)) if self.grid else widths[-1]
         if self.loss_kind not in ("mse", "ccc"):
             raise ZooError(f"loss is 'mse' or 'ccc', not {self.loss_kind!r}.")
         try:
@@ -81,23 +86,24 @@ class TaskHead(nn.Module):
                 self.head: nn.Module = HeatmapHead(widths, outputs, **options)
             elif task == "recognition":
                 embed_dim = options.pop("embed_dim", 512)
-                self.head = EmbeddingHead(widths[-1], embed_dim)
+                self.head = EmbeddingHead(width, embed_dim)
                 self.margin = MarginSoftmax(embed_dim, outputs, **options)
             elif task == "reconstruction3d":
-                self.head = MeshDecoder(widths[-1], outputs, **options)
+                self.head = MeshDecoder(width, outputs, **options)
             else:
-                self.head = LinearHead(widths[-1], outputs, bounded=task == "valence_arousal", **options)
+                self.head = LinearHead(width, outputs, bounded=task == "valence_arousal", **options)
         except TypeError as error:
             raise ZooError(f"The head of {task} does not take these options: {error}.") from error
 
-    @property
-    def wants_maps(self) -> bool:
-        """Whether the head looks at feature maps instead of pooled features."""
-        return self.task == "landmarks"
+    def look(self, encoder: Encoder, images: Tensor) -> list[Tensor]:
+        """What the head needs of (B, 3, S, S): the maps for landmarks, else one tensor (B, D)."""
+        if self.task == "landmarks":
+            return encoder.maps(images)
+        return [encoder.grid(images, self.grid) if self.grid else encoder.pooled(images)]
 
-    def forward(self, given: Tensor | Sequence[Tensor]) -> Tensor:
-        """What the head says: heat maps, embeddings, intensities or vertices."""
-        return self.head(given)
+    def forward(self, given: Sequence[Tensor]) -> Tensor:
+        """What the head says to what `look` gave it: heat maps, embeddings, intensities or vertices."""
+        return self.head(given if self.task == "landmarks" else given[0])
 
     @torch.no_grad()
     def start_from(self, targets: Tensor) -> None:
@@ -128,6 +134,11 @@ class TaskHead(nn.Module):
     def predict(self, out: Tensor) -> Tensor:
         """What is scored: points for heat maps, the rest as it is."""
         return expected_points(out) if self.task == "landmarks" else out.float()
+
+
+def middle(levels: Sequence[Any]) -> Sequence[Any]:
+    """The third and fourth stage of four (C3 and C4), where places are still told apart; a lone map stays."""
+    return levels[-3:-1] or levels
 
 
 def ccc_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -217,6 +228,10 @@ class Encoder(nn.Module):
             found = self.backbone.forward_intermediates(images, intermediates_only=True)
             return list(found)[-4:] if found[0].shape[-1] != found[-1].shape[-1] else [found[-1]]
         raise ZooError(f"A {type(self.backbone).__name__} gives no feature maps: landmarks need a network of timm.")
+
+    def grid(self, images: Tensor, side: int) -> Tensor:
+        """(B, side^2 (C3 + C4)): the `middle` maps averaged over side x side fields."""
+        return torch.cat([F.adaptive_avg_pool2d(level, side).flatten(1) for level in middle(self.maps(images))], dim=1)
 
     @torch.no_grad()
     def widths(self, image_size: int) -> list[int]:
