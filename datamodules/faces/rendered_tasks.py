@@ -44,6 +44,10 @@ class RenderedTask(Dataset):
         }
         return sample if scale is None else {**sample, "scale": scale}
 
+    def mean_target(self, chosen: np.ndarray) -> np.ndarray:
+        """The mean of the chosen pictures' labels."""
+        return np.mean([np.asarray(self[int(index)]["target"]) for index in chosen], axis=0)
+
     @property
     def subjects(self) -> list[int]:
         """Who is in each picture."""

@@ -106,8 +106,8 @@ class FaceTask(ZooModule):
             if data is None or not hasattr(data, "outputs"):
                 raise ZooError("The data does not say how many outputs the head has: give model.outputs a value.")
             self._build(data.outputs, data.head_options)
-            if _regresses(self.hparams.task) and hasattr(data, "chosen_targets"):
-                self.head.start_from(data.chosen_targets())
+            if _regresses(self.hparams.task) and hasattr(data, "mean_target"):
+                self.head.start_from(data.mean_target())
             self.head.to(self.device)
         elif data is not None and self.hparams.task != "recognition" and data.outputs != self.outputs:
             raise ZooError(f"The data has {data.outputs} outputs, the model {self.outputs}: set model.outputs.")
@@ -116,7 +116,7 @@ class FaceTask(ZooModule):
 
     def preprocess(self, raw: Any) -> Tensor:
         """Paths or PIL images of cropped faces to a batch (B, 3, S, S)."""
-        return preprocess_images(raw, self.image_size or 224, crop_pct=1.0, mean=MEAN, std=STD)
+        return preprocess_images(raw, self.image_size or 224, crop_pct=1.0, mean=MEAN, std=STD, exif=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to what the task predicts: embeddings, points, intensities, affect or vertices."""
@@ -145,6 +145,10 @@ class FaceTask(ZooModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         kept = {"prediction": self(batch["image"]), "target": batch["target"]}
         kept |= {key: batch[key] for key in ("scale", "subsets") if key in batch}
+        if self.hparams.task == "reconstruction3d":  # one number a mesh: thousands of whole ones would fill the memory
+            distance = (kept["prediction"] - kept["target"]).norm(dim=-1).mean(dim=1)
+            kept = {"prediction": distance[:, None, None], "target": torch.zeros_like(distance)[:, None, None],
+                    "scale": kept["scale"]}  # fmt: skip
         self._seen.append(
             {key: value.float().cpu() if key == "prediction" else value.cpu() for key, value in kept.items()}
         )

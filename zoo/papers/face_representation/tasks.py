@@ -106,12 +106,15 @@ class TaskHead(nn.Module):
         return self.head(given if self.task == "landmarks" else given[0])
 
     @torch.no_grad()
-    def start_from(self, targets: Tensor) -> None:
-        """Lets a regression start at the mean of its training targets (n, ...), which then is all it knows."""
+    def start_from(self, mean: Tensor) -> None:
+        """Lets a regression start at the mean of its training targets, which then is all it knows."""
+        mean = mean.float()
         if self.task == "reconstruction3d":
-            self.head.template.copy_(targets.float().mean(dim=0))
+            self.head.template.copy_(mean)
+            nn.init.zeros_(self.head.out.weight)
+            nn.init.zeros_(self.head.out.bias)
         elif self.task in ("action_units", "valence_arousal"):
-            mean = targets.float().mean(dim=0)
+            nn.init.zeros_(self.head.linear.weight)
             self.head.linear.bias.copy_(mean.clamp(-0.99, 0.99).atanh() if self.head.bounded else mean)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
@@ -158,7 +161,8 @@ def score(
     Args:
         prediction, target: (n, ...) as in `TaskHead.predict` and the samples.
         scale: (n,) what a landmark's or vertex's error is divided by, in the unit of the targets.
-        pairs: (P, 3) first image, second image, 1 for the same person; None takes all pairs of the test set.
+        pairs: (P, 3) first image, second image, 1 for the same person; None takes all pairs of the test set, or
+            `metrics.choose_pairs` of a large one.
         rates: false acceptance rates; the first one is the headline's.
     """
     if task == "landmarks":
@@ -188,10 +192,8 @@ def score(
         return {**means, **found}
     if task == "attributes":
         return {"acc1": 100 * float((prediction.argmax(axis=1) == target).mean())}
-    if pairs is None:
-        first, second = np.triu_indices(len(prediction), k=1)
-        pairs = np.stack([first, second, target[first] == target[second]], axis=1)
-    similarity = (prediction[pairs[:, 0]] * prediction[pairs[:, 1]]).sum(axis=1)
+    pairs = metrics.choose_pairs(target) if pairs is None else pairs
+    similarity = metrics.pair_similarity(prediction, pairs)
     same = pairs[:, 2].astype(bool)
     found_rates = metrics.tar_at_far(similarity, same, rates)
     accuracy, _ = metrics.pair_accuracy(similarity, same)
