@@ -79,6 +79,24 @@ def test_pair_accuracy_judges_each_fold_by_the_others():
     assert metrics.pair_accuracy(-scores, same)[0] <= 0.5
 
 
+def test_large_test_sets_are_compared_in_drawn_pairs():
+    identities = np.repeat(np.arange(30), 20)[np.random.default_rng(0).permutation(600)]
+    every = metrics.choose_pairs(identities)
+    assert len(every) == 600 * 599 // 2
+    assert every[:, 2].sum() == 30 * 190
+    for most, same in ((20_000, 30 * 190), (4_000, 2_000)):  # all of the same person, and a part of them
+        pairs = metrics.choose_pairs(identities, most)
+        assert len(np.unique(np.sort(pairs[:, :2], axis=1), axis=0)) == len(pairs), "no pair twice"
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+        assert ((identities[pairs[:, 0]] == identities[pairs[:, 1]]) == pairs[:, 2]).all()
+        assert 0.75 * same < pairs[:, 2].sum() <= same
+        assert 0.4 * most < (pairs[:, 2] == 0).sum() <= most // 2
+        assert (pairs == metrics.choose_pairs(identities, most)).all()
+    features = np.random.default_rng(1).normal(size=(600, 3))
+    chunked = metrics.pair_similarity(features, pairs, chunk=7)
+    np.testing.assert_allclose(chunked, (features[pairs[:, 0]] * features[pairs[:, 1]]).sum(axis=1))
+
+
 def test_templates_pool_media_first():
     features = np.array([[1.0, 0], [1, 0], [0, 1], [0, 2]])
     numbers, pooled = metrics.pool_templates(features, np.array([5, 5, 5, 9]), np.array([1, 1, 2, 3]))
@@ -228,6 +246,21 @@ def test_a_task_trains_and_its_checkpoint_loads_alone(task, tmp_path, monkeypatc
     loaded = zoo.load(tmp_path / "x.ckpt")
     given = loaded.preprocess(data.raw_sample())
     torch.testing.assert_close(loaded(given), model.eval()(given))
+
+
+def test_a_regression_starts_at_the_mean_of_its_labels():
+    import lightning as L
+
+    for task in ("reconstruction3d", "action_units", "valence_arousal"):
+        model, data = FaceTask(task, network="resnet10t"), task_data(task, shot=8.0)
+        trainer = L.Trainer(max_steps=0, accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.datamodule, model._trainer = data, trainer
+        model.setup("fit")
+        labels = torch.stack([data.data["train"][int(index)]["target"] for index in data.chosen()])
+        assert len(labels) == 8
+        with torch.no_grad():
+            out = model.eval()(torch.randn(3, 3, 32, 32))
+        torch.testing.assert_close(out, labels.mean(dim=0).expand_as(out), rtol=1e-4, atol=1e-5)
 
 
 def test_task_and_data_must_agree():
