@@ -351,6 +351,9 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert set(scores) == {"landmarks", "action_units"}
     assert set(scores["landmarks"]) == {"8", "0.5"}
     assert (tmp_path / "b" / "benchmark.png").is_file()
+    table = (tmp_path / "b" / "benchmark.md").read_text().splitlines()
+    assert len(table) == 2 + 4
+    assert len({line.count("|") for line in table}) == 1
     capsys.readouterr()
     for bad in (
         ["benchmark", "-e", "timm:resnet5", "-o", "x", "--task", "landmarks", "--drawn", "20", "--image-size", "32"],

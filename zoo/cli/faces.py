@@ -89,7 +89,7 @@ def benchmark(
     drawn: Annotated[int, typer.Option(min=20, help="Drawn training pictures of a task; half as many test.")] = 1000,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
-    """Run encoders over all tasks and shots: a table, benchmark.json and benchmark.png."""
+    """Run encoders over all tasks and shots: a table (benchmark.md), every number (benchmark.json), curves (.png)."""
     import torch
     from rich.console import Console
 
@@ -97,7 +97,7 @@ def benchmark(
     from datamodules.faces.shots import few_shot
     from zoo.cli.embed import pick_device
     from zoo.papers.face_representation.fewshot import fit_and_score
-    from zoo.papers.face_representation.report import print_scores
+    from zoo.papers.face_representation.report import print_scores, scores_markdown
     from zoo.papers.face_representation.tasks import HEADLINES, TASKS, Encoder
 
     chosen_tasks = list(task or TASKS)
@@ -141,6 +141,7 @@ def benchmark(
              "torch": torch.__version__,
              "data": {name: where.get(name, ("rendered", ""))[0] for name in chosen_tasks}}  # fmt: skip
     (output / "benchmark.json").write_text(json.dumps({**facts, "scores": scores}, indent=2) + "\n", encoding="utf-8")
+    (output / "benchmark.md").write_text(scores_markdown(scores), encoding="utf-8")
     from matplotlib import pyplot as plt
 
     from zoo.papers.face_representation.figures import draw_curves
@@ -149,7 +150,7 @@ def benchmark(
     figure.savefig(output / "benchmark.png", dpi=150)
     plt.close(figure)
     print_scores(scores, f"Five tasks, {mode}, mean and spread of {len(seeds)} seeds")
-    print(f"{output / 'benchmark.json'}\n{output / 'benchmark.png'}")
+    print("\n".join(str(output / f"benchmark.{kind}") for kind in ("md", "json", "png")))
 
 
 @app.command("pairs", epilog="Example: zoo faces pairs face-resnet50-vggface LFW_FOLDER -o OUT")

@@ -189,6 +189,19 @@ def print_scores(scores: Scores, title: str) -> None:
     Console().print(table)
 
 
+def scores_markdown(scores: Scores) -> str:
+    """The same table for a page."""
+    sides = list(scores)
+    lines = [f"| task | labels | {' | '.join(sides)} |", "|---|---|" + "---|" * len(sides)]
+    for task, shots in scores[sides[0]].items():
+        title = HEADLINES[task].title + (" ↑" if HEADLINES[task].higher else " ↓")
+        for shot in shots:
+            values = [scores[side][task][shot] for side in sides]
+            cells = [f"{np.mean(of_side):.3g} ± {np.std(of_side):.2g}" for of_side in values]
+            lines.append(f"| {title} | {shot} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 @torch.no_grad()
 def _prototype_scores(module: Any, images: Tensor, normalize: Any) -> np.ndarray:
     """(n, K) cosines of pictures and prototypes."""
