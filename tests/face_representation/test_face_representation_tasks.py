@@ -342,6 +342,35 @@ def test_any_timm_network_gives_maps_and_pooled_features(network):
     assert pooled.shape == (2, widths[-1])
 
 
+def test_the_weights_in_the_package_know_more_of_faces_than_untrained_ones():
+    from datamodules.base import normalize
+    from datamodules.face_representation import MEAN, STD
+    from datamodules.faces.rendered_tasks import rendered_tasks
+    from zoo.papers.face_representation.report import _untrained
+
+    model = zoo.load("face-swav-drawn")
+    data = rendered_tasks(64, 100, 80, 20, seed=5)["landmarks"]
+    images, points = (
+        {part: torch.stack([data[part][i][key] for i in range(len(data[part]))]) for part in ("train", "test")}
+        for key in ("image", "target")
+    )
+
+    def error(encoder: Encoder) -> float:
+        """Of ridge regression on the middle maps: mean distance of a landmark, as a share of the picture."""
+        with torch.no_grad():
+            seen = {part: encoder.grid(normalize(images[part], MEAN, STD), 4).double() for part in images}
+        mean, spread = seen["train"].mean(dim=0), seen["train"].std(dim=0) + 1e-6
+        known, unseen = ((seen[part] - mean) / spread for part in ("train", "test"))
+        target = points["train"].flatten(1).double()
+        kernel = known @ known.T + 3000 * torch.eye(len(known))
+        found = unseen @ known.T @ torch.linalg.solve(kernel, target - target.mean(dim=0)) + target.mean(dim=0)
+        return (found.unflatten(1, (-1, 2)) - points["test"]).norm(dim=-1).mean().item()
+
+    trained = error(Encoder(model.backbone))
+    for seed in range(2):
+        assert trained < 0.94 * error(Encoder(_untrained(model, seed).backbone))
+
+
 def test_commands(tmp_path, capsys, monkeypatch):
     zoo_main(["faces", "sheet", str(tmp_path / "s.png"), "--identities", "2", "--pictures", "1", "--size", "32"])
     assert Image.open(tmp_path / "s.png").size == (64, 32)
