@@ -159,7 +159,7 @@ def official_step(args: argparse.Namespace, crops: list[torch.Tensor]) -> Callab
     if args.device == "cpu":
         torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment] - it moves everything
     if not dist.is_initialized():
-        dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29571", rank=0, world_size=1)  # it needs one
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # it needs one
     torch.manual_seed(0)
     start = SwAV(args.network, hidden_dim=2048)
     model = swav_net.SwAVNet(getattr(archs, args.network)(), 2048, 128, num_prototypes=3000)
