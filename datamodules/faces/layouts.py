@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.faces.normalisation import box_around
 from zoo.errors import ZooError
@@ -33,10 +34,12 @@ class Annotations:
         boxes: (n, 4) left, top, right, bottom of the face in pixels, or None for the whole picture.
         subjects: (n,) numbers of people or videos, or None where the data set does not say.
         subsets: name to (n,) booleans.
+
+    Meshes are not kept but computed one by one (`meshes.Meshes` in the place of targets).
     """
 
     images: list[Any]
-    targets: np.ndarray
+    targets: Any
     boxes: np.ndarray | None = None
     subjects: np.ndarray | None = None
     subsets: dict[str, np.ndarray] = field(default_factory=dict)
@@ -275,7 +278,7 @@ def read_affectnet(root: Path, split: str) -> Annotations:
         folder for folder in (root / "Manually_Annotated_Images", root / "Manually_Annotated", root) if folder.is_dir()
     )
     images: list[Any] = []
-    targets, boxes = [], []
+    targets, boxes, left_out = [], [], 0
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         needed = {"subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "valence", "arousal"}
@@ -289,14 +292,17 @@ def read_affectnet(root: Path, split: str) -> Annotations:
             except (TypeError, ValueError) as error:
                 raise ZooError(f"{path}, line {number}: {error}.") from error
             if -2 in affect:
+                left_out += 1
                 continue
-            if max(map(abs, affect)) > 1:
+            if not all(-1 <= value <= 1 for value in affect):
                 raise ZooError(f"{path}, line {number}: valence and arousal lie between -1 and 1, not at {affect}.")
             images.append(at / row["subDirectory_filePath"])
             targets.append(affect)
             boxes.append([left, top, left + width, top + height])
     if not images:
-        raise ZooError(f"{path} has no row with valence and arousal.")
+        raise ZooError(f"{path} has no row with valence and arousal ({left_out} rows say -2, not annotated).")
+    if left_out:
+        rank_zero_info(f"{path.name}: {left_out} rows without valence and arousal (-2) left out, {len(images)} taken.")
     return Annotations(images, np.array(targets), np.array(boxes))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,13 +27,40 @@ class ShapeBasis:
     triangles: np.ndarray
     landmarks: np.ndarray
 
-    def vertices(self, shape: np.ndarray, expression: np.ndarray) -> np.ndarray:
-        """(n, S) and (n, E) coefficients to (n, V, 3)."""
-        return (
-            self.mean
-            + np.einsum("vcs,ns->nvc", self.shape, shape)
-            + np.einsum("vce,ne->nvc", self.expression, expression)
+    def vertices(self, shape: np.ndarray, expression: np.ndarray, rows: Any = slice(None)) -> np.ndarray:
+        """(..., S) and (..., E) coefficients to (..., V, 3), or to the vertices `rows` alone."""
+        moved = np.tensordot(shape, self.shape[rows], (-1, -1)) + np.tensordot(
+            expression, self.expression[rows], (-1, -1)
         )
+        return self.mean[rows] + moved
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """The meshes of many coefficients, each computed when it is asked for: all of 300W-LP's would fill 80 GB.
+
+    Attributes:
+        shape: (n, S). expression: (n, E).
+    """
+
+    basis: ShapeBasis
+    shape: np.ndarray
+    expression: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """(V, 3)."""
+        return self.basis.vertices(self.shape[index], self.expression[index])
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The vertices `rows` of all meshes, (n, len(rows), 3)."""
+        return self.basis.vertices(self.shape, self.expression, rows)
+
+    def mean(self, chosen: np.ndarray) -> np.ndarray:
+        """(V, 3): the mean of the chosen meshes is the mesh of their mean coefficients."""
+        return self.basis.vertices(self.shape[chosen].mean(axis=0), self.expression[chosen].mean(axis=0))
 
 
 def read_basis(path: Path) -> ShapeBasis:
@@ -44,7 +72,8 @@ def read_basis(path: Path) -> ShapeBasis:
         raise ZooError(
             f"{path} is no shape basis (.npz with mean, shape, expression, triangles, landmarks): {error}."
         ) from error
-    basis = ShapeBasis(**parts)
+    basis = ShapeBasis(**{name: part.astype(np.float32) if part.dtype.kind == "f" else part
+                          for name, part in parts.items()})  # fmt: skip
     count = len(basis.mean)
     if basis.shape.shape[:2] != (count, 3) or basis.expression.shape[:2] != (count, 3):
         raise ZooError(f"{path}: shape and expression need {count} vertices of 3 coordinates each, as mean has.")
@@ -79,5 +108,6 @@ def read_3dmm(root: Path, basis: ShapeBasis) -> Annotations:
     found = min(map(len, shapes)), min(map(len, expressions))
     if found[0] < wanted[0] or found[1] < wanted[1]:
         raise ZooError(f"The basis takes {wanted} coefficients, the files have {found}.")
-    meshes = basis.vertices(np.stack([s[: wanted[0]] for s in shapes]), np.stack([e[: wanted[1]] for e in expressions]))
-    return Annotations(list(files), meshes, box_around(np.stack(points)))
+    shape = np.stack([s[: wanted[0]] for s in shapes]).astype(np.float32)
+    expression = np.stack([e[: wanted[1]] for e in expressions]).astype(np.float32)
+    return Annotations(list(files), Meshes(basis, shape, expression), box_around(np.stack(points)))

@@ -44,6 +44,10 @@ class RenderedTask(Dataset):
         }
         return sample if scale is None else {**sample, "scale": scale}
 
+    def mean_target(self, chosen: np.ndarray) -> np.ndarray:
+        """The mean of the chosen pictures' labels."""
+        return np.mean([np.asarray(self[int(index)]["target"]) for index in chosen], axis=0)
+
     @property
     def subjects(self) -> list[int]:
         """Who is in each picture."""
@@ -75,5 +79,7 @@ def rendered_tasks(
         }
     tasks["landmarks"]["options"] = {"width": 32}
     tasks["recognition"]["options"] = {"embed_dim": 128, "kind": "cos", "scale": 30.0, "margin": 0.2}
-    tasks["reconstruction3d"]["options"] = {"triangles": torch.from_numpy(mesh_triangles()), "channels": 8}
+    tasks["reconstruction3d"]["options"] = {"triangles": torch.from_numpy(mesh_triangles()), "channels": 4, "grid": 4}
+    tasks["action_units"]["options"] = {"grid": 4}
+    tasks["valence_arousal"]["options"] = {"grid": 4}
     return tasks

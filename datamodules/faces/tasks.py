@@ -62,12 +62,18 @@ class FaceCrops(Dataset):
         try:
             if isinstance(source, np.ndarray):
                 return Image.fromarray(source.astype(np.uint8)).convert("RGB")
-            return decode(Path(source).read_bytes(), exif=False).convert("RGB")
+            # Boxes and landmarks are in pixels as stored; a whole picture is turned upright.
+            return decode(Path(source).read_bytes(), exif=self.task == "attributes").convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
             raise ZooError(
                 f"Cannot read the picture {source if isinstance(source, Path) else index} ({reason})."
             ) from error
+
+    def mean_target(self, chosen: np.ndarray) -> np.ndarray:
+        """The mean of the chosen pictures' labels."""
+        targets = self.annotations.targets
+        return targets.mean(chosen) if isinstance(targets, meshes.Meshes) else targets[chosen].mean(axis=0)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, boxes = self.picture(index), self.annotations.boxes
@@ -207,7 +213,8 @@ class FaceTaskDataModule(ZooDataModule):
             basis = meshes.read_basis(Path(h.basis))
             parts = [meshes.read_3dmm(root / name, basis) for name in ("train", "test")]
             outer = basis.landmarks[[36, 45]]
-            scales = [np.linalg.norm(part.targets[:, outer[0]] - part.targets[:, outer[1]], axis=1) for part in parts]
+            eyes = [part.targets.at(outer) for part in parts]
+            scales = [np.linalg.norm(pair[:, 0] - pair[:, 1], axis=1) for pair in eyes]
             outputs = len(basis.mean)
             options = {"triangles": torch.as_tensor(basis.triangles.astype(np.int64))}
         else:
@@ -261,11 +268,11 @@ class FaceTaskDataModule(ZooDataModule):
         assert self.data is not None
         return {key: value for key, value in self.data["options"].items() if key == "triangles"}
 
-    def chosen_targets(self) -> Tensor:
-        """The labels that training has, (n, ...)."""
+    def mean_target(self) -> Tensor:
+        """The mean of the labels that training has; no picture is read for it."""
         chosen = self.chosen()
         assert self.data is not None
-        return torch.stack([torch.as_tensor(self.data["train"][int(index)]["target"]) for index in chosen])
+        return torch.as_tensor(self.data["train"].mean_target(chosen), dtype=torch.float32)
 
     def train_dataloader(self) -> DataLoader:
         chosen = self.chosen()

@@ -439,15 +439,21 @@ def test_bp4d_splits_odd_and_even_and_leaves_out_what_was_not_coded(tmp_path):
     assert "F002" in str(test.images[0])
 
 
-def test_affectnet_drops_what_is_not_annotated(tmp_path):
+def test_affectnet_drops_what_is_not_annotated(tmp_path, caplog):
+    caplog.set_level("INFO")
     header = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
     rows = ["1/a.jpg,5,6,20,30,1;2,1,0.5,-0.25", "1/b.jpg,5,6,20,30,1;2,8,-2,-2"]
     (tmp_path / "training.csv").write_text("\n".join([header, *rows]) + "\n")
     found = layouts.read_affectnet(tmp_path, "train")
     assert found.targets.tolist() == [[0.5, -0.25]]
+    assert "1 rows without valence and arousal (-2) left out, 1 taken" in caplog.text
     assert found.boxes.tolist() == [[5, 6, 25, 36]]
-    (tmp_path / "training.csv").write_text(f"{header}\n1/a.jpg,5,6,20,30,1;2,1,1.5,0\n")
-    with pytest.raises(ZooError, match="line 2"):
+    for values in ("1.5,0", "nan,0", "0.5,-1.01"):
+        (tmp_path / "training.csv").write_text(f"{header}\n1/a.jpg,5,6,20,30,1;2,1,{values}\n")
+        with pytest.raises(ZooError, match="line 2"):
+            layouts.read_affectnet(tmp_path, "train")
+    (tmp_path / "training.csv").write_text("\n".join([header, rows[1], rows[1]]) + "\n")
+    with pytest.raises(ZooError, match="2 rows say -2"):
         layouts.read_affectnet(tmp_path, "train")
     with pytest.raises(ZooError, match=r"validation\.csv"):
         layouts.read_affectnet(tmp_path, "val")
@@ -509,6 +515,13 @@ def test_morphable_model_meshes(tmp_path):
     expected = basis["mean"] + basis["shape"] @ para[0][:4] + basis["expression"] @ para[1][:2]
     np.testing.assert_allclose(data.data["train"][0]["target"], expected, rtol=1e-5)
     assert data.outputs == 70
+    train = data.data["train"]
+    np.testing.assert_allclose(data.mean_target(), expected, rtol=1e-5)  # one picture alone
+    eyes = np.linalg.norm(expected[36] - expected[45])
+    assert train.scale[0] == pytest.approx(eyes, rel=1e-5)
+    many = meshes.Meshes(meshes.read_basis(tmp_path / "basis.npz"), rng.normal(size=(5, 4)), rng.normal(size=(5, 2)))
+    np.testing.assert_allclose(many.mean(np.array([1, 3])), (many[1] + many[3]) / 2)
+    np.testing.assert_allclose(many.at(np.array([2, 60])), np.stack([many[i] for i in range(5)])[:, [2, 60]])
     with pytest.raises(ZooError, match="basis"):
         meshes.read_basis(tmp_path / "train" / "a.jpg")
 

@@ -152,6 +152,35 @@ def test_official_names_there_and_back(cls):
         fresh.load_weights(official)
 
 
+def test_the_release_of_swav_itself_loads():
+    model, fresh = SwAV(**SWAV), SwAV(**SWAV)
+    names = {"backbone.": "", "projector.": "projection_head."}
+    release = {}
+    for key, value in model.state_dict().items():
+        old = next((old for old in names if key.startswith(old)), "")
+        release[f"module.{names.get(old, '')}{key.removeprefix(old)}"] = value
+    assert {"module.conv1.weight", "module.projection_head.0.weight", "module.prototypes.weight"} <= set(release)
+    fresh.load_weights(release)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[key]), key
+    release["module.layer5.weight"] = torch.zeros(1)
+    with pytest.raises(ZooError, match="layer5"):
+        fresh.load_weights(release)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    from PIL import Image
+
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=exif)
+    model = SwAV(**SWAV)
+    turned = model.preprocess(picture.transpose(Image.Transpose.ROTATE_270))
+    for given in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        torch.testing.assert_close(model.preprocess(given), turned)
+
+
 def test_an_official_checkpoint_file_loads_with_its_optimiser_beside_it(tmp_path):
     model = SwAV(**SWAV)
     state = {f"module.{key}": value for key, value in model.official_state_dict().items()}

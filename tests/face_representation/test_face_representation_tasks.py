@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -20,11 +21,10 @@ from zoo.papers.face_representation.fewshot import fit_and_score
 from zoo.papers.face_representation.heads import (
     HeatmapHead,
     MarginSoftmax,
-    MeshDecoder,
     expected_points,
     heatmap_loss,
-    mean_of_neighbours,
 )
+from zoo.papers.face_representation.mesh_decoder import MeshDecoder, average, hierarchy
 from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, ccc_loss, score
 
 
@@ -79,6 +79,24 @@ def test_pair_accuracy_judges_each_fold_by_the_others():
     assert metrics.pair_accuracy(-scores, same)[0] <= 0.5
 
 
+def test_large_test_sets_are_compared_in_drawn_pairs():
+    identities = np.repeat(np.arange(30), 20)[np.random.default_rng(0).permutation(600)]
+    every = metrics.choose_pairs(identities)
+    assert len(every) == 600 * 599 // 2
+    assert every[:, 2].sum() == 30 * 190
+    for most, same in ((20_000, 30 * 190), (4_000, 2_000)):  # all of the same person, and a part of them
+        pairs = metrics.choose_pairs(identities, most)
+        assert len(np.unique(np.sort(pairs[:, :2], axis=1), axis=0)) == len(pairs), "no pair twice"
+        assert (pairs[:, 0] != pairs[:, 1]).all()
+        assert ((identities[pairs[:, 0]] == identities[pairs[:, 1]]) == pairs[:, 2]).all()
+        assert 0.75 * same < pairs[:, 2].sum() <= same
+        assert 0.4 * most < (pairs[:, 2] == 0).sum() <= most // 2
+        assert (pairs == metrics.choose_pairs(identities, most)).all()
+    features = np.random.default_rng(1).normal(size=(600, 3))
+    chunked = metrics.pair_similarity(features, pairs, chunk=7)
+    np.testing.assert_allclose(chunked, (features[pairs[:, 0]] * features[pairs[:, 1]]).sum(axis=1))
+
+
 def test_templates_pool_media_first():
     features = np.array([[1.0, 0], [1, 0], [0, 1], [0, 2]])
     numbers, pooled = metrics.pool_templates(features, np.array([5, 5, 5, 9]), np.array([1, 1, 2, 3]))
@@ -128,16 +146,51 @@ def test_margins_by_hand():
 
 
 def test_mesh_decoder_starts_from_the_mean_and_mixes_neighbours():
-    matrix = mean_of_neighbours(torch.tensor([[0, 1, 2]]), 4)
-    torch.testing.assert_close(
-        matrix, torch.tensor([[0, 0.5, 0.5, 0], [0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]])
-    )
+    ((count, near, down),) = hierarchy(torch.tensor([[0, 1, 2]]), 4)
+    assert count == 4
+    assert down.shape == (2, 0)
+    x = torch.randn(2, 4, 3, requires_grad=True)
+    expected = torch.stack([(x[:, 1] + x[:, 2]) / 2, (x[:, 0] + x[:, 2]) / 2, (x[:, 0] + x[:, 1]) / 2], dim=1)
+    out = average(x, near, 4)
+    torch.testing.assert_close(out[:, :3], expected)
+    assert not out[:, 3].any()  # a vertex alone
+    weight = torch.randn(2, 4, 3)
+    (grad,) = torch.autograd.grad((out * weight).sum(), x)
+    torch.testing.assert_close(grad, torch.autograd.grad((expected * weight[:, :3]).sum(), x)[0])
     template = torch.randn(4, 3)
     head = MeshDecoder(6, 4, torch.tensor([[0, 1, 2]]), template=template)
     assert head(torch.randn(5, 6)).shape == (5, 4, 3)
     nn.init.zeros_(head.out.weight)
     nn.init.zeros_(head.out.bias)
     torch.testing.assert_close(head(torch.randn(5, 6))[0], template)
+
+
+def grid_mesh(side: int) -> torch.Tensor:
+    corner = torch.arange(side * side).reshape(side, side)
+    a, b, c, d = (part.flatten() for part in (corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]))
+    return torch.cat([torch.stack([a, b, c], dim=1), torch.stack([b, d, c], dim=1)])
+
+
+def test_large_meshes_grow_from_a_coarse_graph():
+    levels = hierarchy(grid_mesh(60), 3600)
+    counts = [count for count, _, _ in levels]
+    assert counts[0] == 3600
+    assert counts[-1] <= 256
+    assert all(fine > 2 * coarse for fine, coarse in pairwise(counts))
+    for (count, near, down), (coarser, _, _) in pairwise(levels):
+        assert (near[0].diff() >= 0).all()
+        assert near.max() < count
+        assert set(down[0].tolist()) == set(range(count)), "every vertex hangs on the coarser graph"
+        assert set(down[1].tolist()) == set(range(coarser))
+    head = MeshDecoder(8, 3600, grid_mesh(60), channels=4, blocks=1)
+    out = head(torch.randn(2, 8))
+    out.square().sum().backward()
+    assert out.shape == (2, 3600, 3)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    again = MeshDecoder(8, 3600, channels=4, blocks=1, mesh=head.mesh)  # as a checkpoint makes it
+    again.load_state_dict(head.state_dict())
+    given = torch.randn(3, 8)
+    torch.testing.assert_close(again.eval()(given), head.eval()(given))
 
 
 def test_heads_take_half_precision_and_say_what_they_do_not_know():
@@ -195,6 +248,21 @@ def test_a_task_trains_and_its_checkpoint_loads_alone(task, tmp_path, monkeypatc
     torch.testing.assert_close(loaded(given), model.eval()(given))
 
 
+def test_a_regression_starts_at_the_mean_of_its_labels():
+    import lightning as L
+
+    for task in ("reconstruction3d", "action_units", "valence_arousal"):
+        model, data = FaceTask(task, network="resnet10t"), task_data(task, shot=8.0)
+        trainer = L.Trainer(max_steps=0, accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.datamodule, model._trainer = data, trainer
+        model.setup("fit")
+        labels = torch.stack([data.data["train"][int(index)]["target"] for index in data.chosen()])
+        assert len(labels) == 8
+        with torch.no_grad():
+            out = model.eval()(torch.randn(3, 3, 32, 32))
+        torch.testing.assert_close(out, labels.mean(dim=0).expand_as(out), rtol=1e-4, atol=1e-5)
+
+
 def test_task_and_data_must_agree():
     import lightning as L
 
@@ -229,6 +297,38 @@ def test_few_shot_fitting_is_the_same_again_and_learns():
     assert torch.equal(before, encoder.backbone.conv1[0].weight), "fine-tuning works on a copy"
 
 
+def test_heads_look_at_the_middle_stages():
+    import timm
+
+    encoder = Encoder(timm.create_model("resnet10t", num_classes=0)).eval()
+    head = TaskHead("action_units", encoder.widths(64), 3, {"grid": 2}).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        (given,) = head.look(encoder, images)
+        third, fourth = encoder.maps(images)[1:3]
+    assert head.width == given.shape[1] == 4 * (third.shape[1] + fourth.shape[1])
+    torch.testing.assert_close(given[:, 0], third[:, 0, : third.shape[-1] // 2, : third.shape[-1] // 2].mean((1, 2)))
+    assert head(list(given[None])).shape == (2, 3)
+    with pytest.raises(ZooError, match="grid"):
+        TaskHead("landmarks", encoder.widths(64), 3, {"grid": 2})
+
+
+def test_a_reference_comes_from_the_cache_or_not_at_all(tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
+    from zoo.papers.face_representation.report import cached_network
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    assert cached_network("resnet10t") is None
+    weights = timm.create_model("resnet10t").state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda _, file: str(tmp_path / file) if "safe" in file else None
+    )
+    torch.testing.assert_close(cached_network("resnet10t").conv1[0].weight, weights["conv1.0.weight"])
+
+
 @pytest.mark.parametrize("network", ["resnet10t", "convnext_atto", "test_vit"])
 def test_any_timm_network_gives_maps_and_pooled_features(network):
     import timm
@@ -242,6 +342,35 @@ def test_any_timm_network_gives_maps_and_pooled_features(network):
     assert pooled.shape == (2, widths[-1])
 
 
+def test_the_weights_in_the_package_know_more_of_faces_than_untrained_ones():
+    from datamodules.base import normalize
+    from datamodules.face_representation import MEAN, STD
+    from datamodules.faces.rendered_tasks import rendered_tasks
+    from zoo.papers.face_representation.report import _untrained
+
+    model = zoo.load("face-swav-drawn")
+    data = rendered_tasks(64, 100, 80, 20, seed=5)["landmarks"]
+    images, points = (
+        {part: torch.stack([data[part][i][key] for i in range(len(data[part]))]) for part in ("train", "test")}
+        for key in ("image", "target")
+    )
+
+    def error(encoder: Encoder) -> float:
+        """Of ridge regression on the middle maps: mean distance of a landmark, as a share of the picture."""
+        with torch.no_grad():
+            seen = {part: encoder.grid(normalize(images[part], MEAN, STD), 4).double() for part in images}
+        mean, spread = seen["train"].mean(dim=0), (seen["train"].var(dim=0) + 1e-3).sqrt()
+        known, unseen = ((seen[part] - mean) / spread for part in ("train", "test"))
+        target = points["train"].flatten(1).double()
+        kernel = known @ known.T + 3000 * torch.eye(len(known))
+        found = unseen @ known.T @ torch.linalg.solve(kernel, target - target.mean(dim=0)) + target.mean(dim=0)
+        return (found.unflatten(1, (-1, 2)) - points["test"]).norm(dim=-1).mean().item()
+
+    trained = error(Encoder(model.backbone))
+    for seed in range(2):
+        assert trained < 0.96 * error(Encoder(_untrained(model, seed).backbone))
+
+
 def test_commands(tmp_path, capsys, monkeypatch):
     zoo_main(["faces", "sheet", str(tmp_path / "s.png"), "--identities", "2", "--pictures", "1", "--size", "32"])
     assert Image.open(tmp_path / "s.png").size == (64, 32)
@@ -251,6 +380,9 @@ def test_commands(tmp_path, capsys, monkeypatch):
     assert set(scores) == {"landmarks", "action_units"}
     assert set(scores["landmarks"]) == {"8", "0.5"}
     assert (tmp_path / "b" / "benchmark.png").is_file()
+    table = (tmp_path / "b" / "benchmark.md").read_text().splitlines()
+    assert len(table) == 2 + 4
+    assert len({line.count("|") for line in table}) == 1
     capsys.readouterr()
     for bad in (
         ["benchmark", "-e", "timm:resnet5", "-o", "x", "--task", "landmarks", "--drawn", "20", "--image-size", "32"],

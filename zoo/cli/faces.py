@@ -83,11 +83,13 @@ def benchmark(
     mode: Annotated[str, typer.Option(help="frozen: heads alone; finetune: everything.")] = "frozen",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of a head.")] = 200,
     image_size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 64,
+    grid: Annotated[int, typer.Option(min=0, help="Action units, affect and meshes are read from the middle stages' "
+                                      "maps, so many fields a side; 0: from the pooled features.")] = 4,
     basis: Annotated[Path | None, typer.Option(help="Face model (.npz) for 3dmm.")] = None,
     drawn: Annotated[int, typer.Option(min=20, help="Drawn training pictures of a task; half as many test.")] = 1000,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
-    """Run encoders over all tasks and shots: a table, benchmark.json and benchmark.png."""
+    """Run encoders over all tasks and shots: a table (benchmark.md), every number (benchmark.json), curves (.png)."""
     import torch
     from rich.console import Console
 
@@ -95,7 +97,7 @@ def benchmark(
     from datamodules.faces.shots import few_shot
     from zoo.cli.embed import pick_device
     from zoo.papers.face_representation.fewshot import fit_and_score
-    from zoo.papers.face_representation.report import print_scores
+    from zoo.papers.face_representation.report import print_scores, scores_markdown
     from zoo.papers.face_representation.tasks import HEADLINES, TASKS, Encoder
 
     chosen_tasks = list(task or TASKS)
@@ -112,6 +114,9 @@ def benchmark(
         tasks = given.face_tasks()
     for name, (dataset, root) in where.items():
         tasks[name] = _task_data(name, dataset, root, image_size, basis).data
+    for name in ("action_units", "valence_arousal", "reconstruction3d"):
+        if name in tasks:
+            tasks[name] = {**tasks[name], "options": {**tasks[name]["options"], "grid": grid}}
     scores: dict[str, Any] = {}
     for spec in encoder:
         fixed, cache = None, {}
@@ -132,9 +137,11 @@ def benchmark(
                     side = scores.setdefault(spec, {}).setdefault(name, {})
                     side.setdefault(label, []).append(numbers[HEADLINES[name].key])
     output.mkdir(parents=True, exist_ok=True)
-    facts = {"mode": mode, "steps": steps, "seeds": seeds, "image_size": image_size, "torch": torch.__version__,
+    facts = {"mode": mode, "steps": steps, "seeds": seeds, "image_size": image_size, "grid": grid,
+             "torch": torch.__version__,
              "data": {name: where.get(name, ("rendered", ""))[0] for name in chosen_tasks}}  # fmt: skip
     (output / "benchmark.json").write_text(json.dumps({**facts, "scores": scores}, indent=2) + "\n", encoding="utf-8")
+    (output / "benchmark.md").write_text(scores_markdown(scores), encoding="utf-8")
     from matplotlib import pyplot as plt
 
     from zoo.papers.face_representation.figures import draw_curves
@@ -143,7 +150,7 @@ def benchmark(
     figure.savefig(output / "benchmark.png", dpi=150)
     plt.close(figure)
     print_scores(scores, f"Five tasks, {mode}, mean and spread of {len(seeds)} seeds")
-    print(f"{output / 'benchmark.json'}\n{output / 'benchmark.png'}")
+    print("\n".join(str(output / f"benchmark.{kind}") for kind in ("md", "json", "png")))
 
 
 @app.command("pairs", epilog="Example: zoo faces pairs face-resnet50-vggface LFW_FOLDER -o OUT")
@@ -193,6 +200,29 @@ def templates(
         for start in range(0, len(first), 100_000)
     ])  # fmt: skip
     _verification(similarity, found.pairs[:, 2].astype(bool), output, (1e-4, 1e-5, 1e-6))
+
+
+@app.command("scans", epilog="Example: zoo faces scans RUN_FOLDER FLORENCE -o OUT --basis FACE_MODEL.npz")
+def scans(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint or run of reconstruction3d.")],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="A folder a person: scan, its landmarks, cropped faces.")
+    ],
+    output: OutOption,
+    basis: Annotated[
+        Path | None, typer.Option(help="The model's face model (.npz); else its first 68 vertices are the landmarks.")
+    ] = None,
+    radius: Annotated[float, typer.Option(min=1e-6, help="Around the tip of the nose, in the scans' unit.")] = 95.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure reconstructed faces against 3D scans (MICC Florence): point and point-to-plane error after alignment."""
+    from zoo.cli.faces_scans import evaluate_scans
+
+    found = evaluate_scans(model, root, output, basis, radius, batch_size, device)
+    print(f"{found['pictures']} pictures of {found['people']} people: {found['point']:.2f} % of the outer eye corners' "
+          f"distance to the nearest point, {found['plane']:.2f} % to its plane")  # fmt: skip
+    print(f"{output / 'scans.json'}\n{output / 'scans.png'}")
 
 
 # ---------------------------------------------------------------------- helpers

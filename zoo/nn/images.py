@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
@@ -43,27 +43,29 @@ def preprocess_images(
     crop_pct: float = CROP_PCT,
     mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
     std: Sequence[float] = IMAGENET_DEFAULT_STD,
+    exif: bool = False,
 ) -> Tensor:
     """Paths or PIL images, one or a list, to a batch (B, 3, image_size, image_size), normalised (as ImageNet is).
 
+    `exif` turns photographs upright by their EXIF note first.
     Raises `ZooError` that names a file that is missing or no image.
     """
     items: Sequence[Any] = raw if isinstance(raw, list | tuple) else [raw]
     if not items:
         raise ZooError("There are no images to preprocess: the list is empty.")
-    views = torch.stack([to_uint8(resize_center_crop(_open(item), image_size, crop_pct)) for item in items])
+    views = torch.stack([to_uint8(resize_center_crop(_open(item, exif), image_size, crop_pct)) for item in items])
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     return (views.float() / 255 - shift) / scale
 
 
-def _open(item: Any) -> Image.Image:
+def _open(item: Any, exif: bool = False) -> Image.Image:
     if isinstance(item, Image.Image):
-        return item.convert("RGB")
+        return (ImageOps.exif_transpose(item) if exif else item).convert("RGB")
     if not isinstance(item, str | Path):
         raise ZooError(f"Give images as paths or PIL images, not as {type(item).__name__}.")
     try:
         with Image.open(item) as image:
-            return image.convert("RGB")
+            return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
     except FileNotFoundError as error:
         raise ZooError(f"There is no image {str(item)!r}.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -86,8 +86,8 @@ class FaceTask(TunedTask):
         self.image_size = image_size
         if mode == "frozen":
             self.encoder.requires_grad_(False)
-        if outputs is not None:
-            self._build(outputs, {})
+        if outputs is not None and (task != "reconstruction3d" or "mesh" in (head_options or {})):
+            self._build(outputs, {})  # a mesh's topology comes from the data or from a checkpoint
 
     @property
     def backbone(self) -> torch.nn.Module:  # type: ignore[override]
@@ -102,9 +102,6 @@ class FaceTask(TunedTask):
     def _build(self, outputs: int, from_data: dict[str, Any]) -> None:
         h = self.hparams
         options = {**(h.head_options or {}), **from_data}
-        if h.task == "reconstruction3d":
-            # A checkpoint brings the mesh's neighbours and its mean along.
-            options.setdefault("triangles", torch.zeros(0, 3, dtype=torch.long))
         self.outputs = outputs
         self.head = TaskHead(h.task, self.encoder.widths(self.image_size or 64), outputs, options)
 
@@ -122,8 +119,8 @@ class FaceTask(TunedTask):
             if data is None or not hasattr(data, "outputs"):
                 raise ZooError("The data does not say how many outputs the head has: give model.outputs a value.")
             self._build(data.outputs, data.head_options)
-            if _regresses(self.hparams.task) and hasattr(data, "chosen_targets"):
-                self.head.start_from(data.chosen_targets())
+            if _regresses(self.hparams.task) and hasattr(data, "mean_target"):
+                self.head.start_from(data.mean_target())
             self.head.to(self.device)
         elif data is not None and self.hparams.task != "recognition" and data.outputs != self.outputs:
             raise ZooError(f"The data has {data.outputs} outputs, the model {self.outputs}: set model.outputs.")
@@ -132,7 +129,7 @@ class FaceTask(TunedTask):
 
     def preprocess(self, raw: Any) -> Tensor:
         """Paths or PIL images of cropped faces to a batch (B, 3, S, S)."""
-        return preprocess_images(raw, self.image_size or 224, crop_pct=1.0, mean=MEAN, std=STD)
+        return preprocess_images(raw, self.image_size or 224, crop_pct=1.0, mean=MEAN, std=STD, exif=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to what the task predicts: embeddings, points, intensities, affect or vertices."""
@@ -141,7 +138,7 @@ class FaceTask(TunedTask):
     def _out(self, images: Tensor) -> Tensor:
         frozen = self.hparams.mode == "frozen"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            given = self.encoder.maps(images) if self.head.wants_maps else self.encoder.pooled(images)
+            given = self.head.look(self.encoder, images)
         return self.head(given)
 
     # ------------------------------------------------------------------ training
@@ -161,6 +158,10 @@ class FaceTask(TunedTask):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         kept = {"prediction": self(batch["image"]), "target": batch["target"]}
         kept |= {key: batch[key] for key in ("scale", "subsets") if key in batch}
+        if self.hparams.task == "reconstruction3d":  # one number a mesh: thousands of whole ones would fill the memory
+            distance = (kept["prediction"] - kept["target"]).norm(dim=-1).mean(dim=1)
+            kept = {"prediction": distance[:, None, None], "target": torch.zeros_like(distance)[:, None, None],
+                    "scale": kept["scale"]}  # fmt: skip
         self._seen.append(
             {key: value.float().cpu() if key == "prediction" else value.cpu() for key, value in kept.items()}
         )
@@ -247,6 +248,8 @@ class FaceTask(TunedTask):
         super().on_save_checkpoint(checkpoint)
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {**self._start, "pretrained": False, "outputs": self.outputs, "image_size": self.image_size}
+        if hparams["task"] == "reconstruction3d":
+            hparams["head_options"] = {**(hparams["head_options"] or {}), "mesh": self.head.head.mesh}
         hparams["classes"] = self.class_names() if self.hparams.task == "attributes" else None
         checkpoint["hyper_parameters"] = hparams
 

@@ -41,9 +41,10 @@ class FaceEncoder(ZooModule):
     def preprocess(self, raw: Any) -> Tensor:
         """Paths or PIL images of cropped faces (one or a list) to a batch (B, 3, image_size, image_size).
 
-        The shorter side is brought to image_size and the centre kept: nothing of a square crop is cut off.
+        The shorter side is brought to image_size and the centre kept: nothing of a square crop is cut off. Photographs
+        are turned upright by their EXIF note.
         """
-        return preprocess_images(raw, self.hparams.image_size, crop_pct=1.0, mean=MEAN, std=STD)
+        return preprocess_images(raw, self.hparams.image_size, crop_pct=1.0, mean=MEAN, std=STD, exif=True)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to pooled features (B, D); D is 2048 for a ResNet-50."""

@@ -27,7 +27,8 @@ def fit_and_score(
 
     Args:
         mode: "frozen" (only the head) or "finetune" (a copy of the encoder too, at a tenth of the rate).
-        steps, batch_size, lr: of AdamW under half a cosine; few samples come round more often.
+        steps, batch_size, lr: of AdamW under half a cosine; few samples come round more often. The rate is for heads
+            with up to 256 inputs; wider ones take a rate as much smaller, since each weight moves by about the rate.
         cache: keeps frozen features between calls with the same encoder.
         normalize: uint8 (B, 3, S, S) to what the encoder takes.
 
@@ -44,19 +45,21 @@ def fit_and_score(
     targets = torch.stack([torch.as_tensor(train[int(i)]["target"]) for i in chosen])
     if task == "recognition":  # classes that the few samples have
         targets = torch.unique(targets, return_inverse=True)[1]
-    head.start_from(targets.to(device))
-    kind = "maps" if head.wants_maps else "pooled"
+    head.start_from(targets.float().mean(dim=0).to(device))
+    kind = "maps" if task == "landmarks" else head.grid
+    lr = lr * min(1.0, 256 / head.width)
     if mode == "frozen":
         cache = {} if cache is None else cache
-        known = _features(encoder, train, kind, chosen, normalize, device)
+        known = _features(encoder, train, head, chosen, normalize, device)
         if ("test", task, kind) not in cache:
-            cache["test", task, kind] = _features(encoder, test, kind, range(len(test)), normalize, device)
+            cache["test", task, kind] = _features(encoder, test, head, range(len(test)), normalize, device)
         unseen = cache["test", task, kind]
         params = [{"params": list(head.parameters()), "lr": lr}]
     else:
         encoder = copy.deepcopy(encoder).train()
         pictures = torch.stack([train[int(i)]["image"] for i in chosen])
-        params = [{"params": list(head.parameters()), "lr": lr}, {"params": list(encoder.parameters()), "lr": lr / 10}]
+        body = {"params": list(encoder.parameters()), "lr": lr / 10}
+        params = [{"params": list(head.parameters()), "lr": lr}, body]
     optimizer = torch.optim.AdamW(params, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     head.train()
@@ -67,10 +70,9 @@ def fit_and_score(
             order = torch.cat([order, torch.randperm(len(targets), generator=generator)])
         rows, order = order[:size], order[size:]
         if mode == "frozen":
-            given: Any = [level[rows] for level in known] if kind == "maps" else known[0][rows]
+            given = [level[rows] for level in known]
         else:
-            images = normalize(pictures[rows].to(device))
-            given = encoder.maps(images) if kind == "maps" else encoder.pooled(images)
+            given = head.look(encoder, normalize(pictures[rows].to(device)))
         loss = head.loss(head(given), targets[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
@@ -83,10 +85,10 @@ def fit_and_score(
         for start in range(0, len(test), _BATCH):
             rows = torch.arange(start, min(start + _BATCH, len(test)))
             if mode == "frozen":
-                given = [level[rows] for level in unseen] if kind == "maps" else unseen[0][rows]
+                given = [level[rows] for level in unseen]
             else:
-                images = normalize(torch.stack([test[int(i)]["image"] for i in rows]).to(device))
-                given = encoder.maps(images) if kind == "maps" else encoder.pooled(images)
+                images = torch.stack([test[int(i)]["image"] for i in rows]).to(device)
+                given = head.look(encoder, normalize(images))
             parts.append(head.predict(head(given)).cpu())
     prediction = torch.cat(parts).numpy()
     truth = np.stack([np.asarray(test[i]["target"]) for i in range(len(test))])
@@ -96,13 +98,12 @@ def fit_and_score(
 
 @torch.no_grad()
 def _features(
-    encoder: Encoder, dataset: Any, kind: str, chosen: Sequence[int], normalize: Any, device: torch.device
+    encoder: Encoder, dataset: Any, head: TaskHead, chosen: Sequence[int], normalize: Any, device: torch.device
 ) -> list[Tensor]:
-    """Frozen features of the chosen samples, batch by batch: one tensor for pooled features, one a level for maps."""
+    """What the head looks at in the chosen samples, batch by batch."""
     encoder.eval()
     parts: list[list[Tensor]] = []
     for start in range(0, len(chosen), _BATCH):
         images = torch.stack([dataset[int(i)]["image"] for i in chosen[start : start + _BATCH]])
-        images = normalize(images.to(device))
-        parts.append(encoder.maps(images) if kind == "maps" else [encoder.pooled(images)])
+        parts.append(head.look(encoder, normalize(images.to(device))))
     return [torch.cat(level).float().contiguous() for level in zip(*parts, strict=True)]

@@ -3,7 +3,7 @@
 The paper's own heads were never released; these follow its description, and sizes are ours. Every head normalises what
 it gets by batch statistics without learned scale, so that frozen features of any size are fit for it.
 
-Shape letters: B images, K landmarks, V vertices, C channels, D features.
+Shape letters: B images, K landmarks, C channels, D features. The mesh decoder is in `mesh_decoder.py`.
 """
 
 from __future__ import annotations
@@ -131,46 +131,3 @@ class MarginSoftmax(nn.Module):
             else:
                 harder = right - self.margin
             return F.cross_entropy(self.scale * cosine.scatter(1, identity[:, None], harder), identity)
-
-
-class MeshDecoder(nn.Module):
-    """Pooled features to a mesh: a linear layer, then graph convolutions over the mesh's edges.
-
-    Args:
-        width: D. vertices: V. triangles: (T, 3) corners, the topology.
-        channels: of the graph convolutions. blocks: how many; each sees one ring of neighbours more.
-        template: (V, 3) what the prediction starts from, usually the mean of the training meshes.
-    """
-
-    adjacency: Tensor
-    template: Tensor
-
-    def __init__(
-        self, width: int, vertices: int, triangles: Tensor, channels: int = 16, blocks: int = 2,
-        template: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False)
-        self.start = nn.Linear(width, vertices * channels)
-        self.mix = nn.ModuleList(nn.Linear(2 * channels, channels) for _ in range(blocks))
-        self.out = nn.Linear(channels, 3)
-        self.vertices = vertices
-        self.register_buffer("adjacency", mean_of_neighbours(triangles, vertices))
-        self.register_buffer("template", torch.zeros(vertices, 3) if template is None else template.clone())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, D) to (B, V, 3)."""
-        x = self.start(self.norm(features)).unflatten(-1, (self.vertices, -1))
-        for mix in self.mix:
-            x = x + F.elu(mix(torch.cat([x, self.adjacency @ x], dim=-1)))
-        return self.template + self.out(x)
-
-
-def mean_of_neighbours(triangles: Tensor, vertices: int) -> Tensor:
-    """(V, V) matrix that takes the mean over each vertex's neighbours; a vertex without any stands for itself."""
-    edges = torch.cat([triangles[:, pair] for pair in ([0, 1], [1, 2], [2, 0])])
-    matrix = torch.zeros(vertices, vertices)
-    matrix[edges[:, 0], edges[:, 1]] = matrix[edges[:, 1], edges[:, 0]] = 1.0
-    alone = matrix.sum(dim=1) == 0
-    matrix[alone, alone.nonzero()[:, 0]] = 1.0
-    return matrix / matrix.sum(dim=1, keepdim=True)

@@ -102,6 +102,42 @@ def tar_at_far(scores: np.ndarray, same: np.ndarray, rates: Sequence[float] = (1
     return found
 
 
+def choose_pairs(identities: np.ndarray, most: int = 2_000_000, seed: int = 0) -> np.ndarray:
+    """Pairs of a labelled test set, (P, 3): first image, second image, 1 for the same person.
+
+    All of them where they are no more than `most`; else half as many of the same person, or all of these if they are
+    fewer, and half as many of different people, drawn with the seed.
+    """
+    identities = np.asarray(identities)
+    count = len(identities)
+    if count * (count - 1) // 2 <= most:
+        first, second = np.triu_indices(count, k=1)
+        return np.stack([first, second, identities[first] == identities[second]], axis=1)
+    rng = np.random.default_rng(seed)
+    order = np.argsort(identities, kind="stable")
+    starts, sizes = np.unique(identities[order], return_index=True, return_counts=True)[1:]
+    possible = sizes * (sizes - 1) // 2
+    if possible.sum() <= most // 2:
+        inside = [np.stack(np.triu_indices(size, k=1)) + start for start, size in zip(starts, sizes, strict=True)]
+        same = np.concatenate(inside, axis=1)
+    else:
+        person = rng.choice(len(sizes), most // 2, p=possible / possible.sum())
+        one = rng.integers(0, sizes[person])
+        other = (one + rng.integers(1, sizes[person])) % sizes[person]
+        same = np.unique(np.sort(starts[person] + np.stack([one, other]), axis=0), axis=1)
+    different = rng.integers(0, count, (2, most // 2))
+    different = np.unique(np.sort(different, axis=0), axis=1)
+    apart = identities[order[different[0]]] != identities[order[different[1]]]
+    both = order[np.concatenate([same, different[:, apart]], axis=1)]
+    return np.concatenate([both.T, (np.arange(both.shape[1]) < same.shape[1])[:, None]], axis=1)
+
+
+def pair_similarity(features: np.ndarray, pairs: np.ndarray, chunk: int = 100_000) -> np.ndarray:
+    """(P,) products of the features (n, D) of each pair."""
+    parts = [pairs[start : start + chunk] for start in range(0, len(pairs), chunk)]
+    return np.concatenate([np.einsum("pd,pd->p", features[part[:, 0]], features[part[:, 1]]) for part in parts])
+
+
 def pair_accuracy(scores: np.ndarray, same: np.ndarray, folds: int = 10) -> tuple[float, float]:
     """LFW's protocol: each fold is judged by the threshold that is best on the others. Mean and spread of accuracies.
 

@@ -177,8 +177,10 @@ class SwAV(FaceEncoder):
 
     # ------------------------------------------------------------------ training
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.normalize_prototypes()  # here, not within the step, where fsdp2 would forget it
+
     def training_step(self, crops: Crops, batch_idx: int) -> Tensor:
-        self.normalize_prototypes()
         use_queue = bool(self.hparams.queue_length) and self.current_epoch >= self.hparams.queue_from_epoch
         loss = self.swav_loss(crops, use_queue)
         self._log_step("train", {"loss": loss}, crops[0].shape[0])

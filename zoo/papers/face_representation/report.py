@@ -35,7 +35,8 @@ class FewShotReport(Callback):
         shots: numbers of labelled images.
         seeds: each draws its own labels, head and untrained network.
         steps: of fitting a head. mode: "frozen" or "finetune".
-        reference: a timm model with its own pre-trained weights as a third column ("resnet18"), where it can be had.
+        reference: a timm model with its own pre-trained weights as a third column ("resnet18"), where they lie in the
+            cache already: nothing is downloaded.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class FewShotReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not hasattr(trainer.datamodule, "face_tasks"):  # type: ignore[attr-defined]
             raise ZooError("FewShotReport needs a data module with face_tasks(): take it out of the recipe.")
+        if self.reference:
+            import timm
+
+            if timm.get_pretrained_cfg(self.reference) is None:
+                raise ZooError(f"FewShotReport: timm has no weights for {self.reference!r} (reference).")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run or trainer.interrupted:
@@ -87,19 +93,15 @@ class FewShotReport(Callback):
                     if task == "landmarks" and shot == f"{self.shots[-1]:g}" and seed == self.seeds[0]:
                         shown[side] = prediction
             caches.pop(f"untrained {seed}")
-        if self.reference:
-            import timm
-
-            try:
-                network = timm.create_model(self.reference, pretrained=True, num_classes=0)
-            except Exception as error:  # no network, no such name: whatever the hub's client raises
-                Console().print(f"No reference: {self.reference} cannot be had ({str(error).splitlines()[0][:80]}).")
-            else:
-                cache = {}
-                for seed in self.seeds:
-                    encoder = Encoder(network.to(module.device))
-                    for (task, shot), (value, _) in self._score(encoder, data, tasks, seed, cache, size).items():
-                        scores.setdefault(self.reference, {}).setdefault(task, {}).setdefault(shot, []).append(value)
+        network = cached_network(self.reference) if self.reference else None
+        if network is not None:
+            cache: dict[Any, Any] = {}
+            for seed in self.seeds:
+                encoder = Encoder(network.to(module.device))
+                for (task, shot), (value, _) in self._score(encoder, data, tasks, seed, cache, size).items():
+                    scores.setdefault(f"timm's {self.reference}", {}).setdefault(task, {}).setdefault(shot, []).append(
+                        value
+                    )
         return scores, shown
 
     def _score(
@@ -140,6 +142,20 @@ class FewShotReport(Callback):
             plt.close(figure)
 
 
+def cached_network(name: str) -> Any:
+    """timm's network with its own weights if the hub's cache has them, else None."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(config.hf_hub_id, file) if config.hf_hub_id else None
+        if isinstance(path, str):
+            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path}, num_classes=0)
+    return None
+
+
 def result_rows(scores: Scores) -> list[dict[str, Any]]:
     """The means as `ProbeReport` writes its rows."""
     rows = []
@@ -171,6 +187,19 @@ def print_scores(scores: Scores, title: str) -> None:
             cells[best] = f"[bold]{cells[best]}[/bold]"
             table.add_row(headline.title + (" ↑" if headline.higher else " ↓"), shot, *cells)
     Console().print(table)
+
+
+def scores_markdown(scores: Scores) -> str:
+    """The same table for a page."""
+    sides = list(scores)
+    lines = [f"| task | labels | {' | '.join(sides)} |", "|---|---|" + "---|" * len(sides)]
+    for task, shots in scores[sides[0]].items():
+        title = HEADLINES[task].title + (" ↑" if HEADLINES[task].higher else " ↓")
+        for shot in shots:
+            values = [scores[side][task][shot] for side in sides]
+            cells = [f"{np.mean(of_side):.3g} ± {np.std(of_side):.2g}" for of_side in values]
+            lines.append(f"| {title} | {shot} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()

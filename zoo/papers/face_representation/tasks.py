@@ -25,10 +25,10 @@ from zoo.papers.face_representation.heads import (
     HeatmapHead,
     LinearHead,
     MarginSoftmax,
-    MeshDecoder,
     expected_points,
     heatmap_loss,
 )
+from zoo.papers.face_representation.mesh_decoder import MeshDecoder
 
 TASKS = ("recognition", "landmarks", "action_units", "valence_arousal", "reconstruction3d")
 EVERY_TASK = (*TASKS, "attributes")
@@ -62,6 +62,8 @@ class TaskHead(nn.Module):
         outputs: identities, landmarks, action units, 2, vertices, or classes.
         options: arguments of the head: `width` of the pyramid; `embed_dim`, `kind`, `scale`, `margin` of recognition;
             `triangles`, `template`, `channels`, `blocks` of the mesh decoder; `loss` "mse" or "ccc" of valence_arousal.
+            All but landmarks also take `grid`: look at the middle stages' maps, averaged over so many fields a side,
+            instead of the pooled features, from which pre-training removes where things are.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class TaskHead(nn.Module):
                 f"There is no task {task!r}.{did_you_mean(task, EVERY_TASK)} They are {', '.join(EVERY_TASK)}."
             )
         options = dict(options or {})
-        self.task, self.loss_kind = task, options.pop("loss", "mse")
+        self.task, self.loss_kind, self.grid = task, options.pop("loss", "mse"), int(options.pop("grid", 0) or 0)
+        if self.grid < 0 or (self.grid and task == "landmarks"):
+            raise ZooError("grid is a number of fields a side; landmarks look at whole maps already.")
+        self.width = width = self.grid**2 * sum(middle(widths)) if self.grid else widths[-1]
         if self.loss_kind not in ("mse", "ccc"):
             raise ZooError(f"loss is 'mse' or 'ccc', not {self.loss_kind!r}.")
         try:
@@ -81,31 +86,35 @@ class TaskHead(nn.Module):
                 self.head: nn.Module = HeatmapHead(widths, outputs, **options)
             elif task == "recognition":
                 embed_dim = options.pop("embed_dim", 512)
-                self.head = EmbeddingHead(widths[-1], embed_dim)
+                self.head = EmbeddingHead(width, embed_dim)
                 self.margin = MarginSoftmax(embed_dim, outputs, **options)
             elif task == "reconstruction3d":
-                self.head = MeshDecoder(widths[-1], outputs, **options)
+                self.head = MeshDecoder(width, outputs, **options)
             else:
-                self.head = LinearHead(widths[-1], outputs, bounded=task == "valence_arousal", **options)
+                self.head = LinearHead(width, outputs, bounded=task == "valence_arousal", **options)
         except TypeError as error:
             raise ZooError(f"The head of {task} does not take these options: {error}.") from error
 
-    @property
-    def wants_maps(self) -> bool:
-        """Whether the head looks at feature maps instead of pooled features."""
-        return self.task == "landmarks"
+    def look(self, encoder: Encoder, images: Tensor) -> list[Tensor]:
+        """What the head needs of (B, 3, S, S): the maps for landmarks, else one tensor (B, D)."""
+        if self.task == "landmarks":
+            return encoder.maps(images)
+        return [encoder.grid(images, self.grid) if self.grid else encoder.pooled(images)]
 
-    def forward(self, given: Tensor | Sequence[Tensor]) -> Tensor:
-        """What the head says: heat maps, embeddings, intensities or vertices."""
-        return self.head(given)
+    def forward(self, given: Sequence[Tensor]) -> Tensor:
+        """What the head says to what `look` gave it: heat maps, embeddings, intensities or vertices."""
+        return self.head(given if self.task == "landmarks" else given[0])
 
     @torch.no_grad()
-    def start_from(self, targets: Tensor) -> None:
-        """Lets a regression start at the mean of its training targets (n, ...), which then is all it knows."""
+    def start_from(self, mean: Tensor) -> None:
+        """Lets a regression start at the mean of its training targets, which then is all it knows."""
+        mean = mean.float()
         if self.task == "reconstruction3d":
-            self.head.template.copy_(targets.float().mean(dim=0))
+            self.head.template.copy_(mean)
+            nn.init.zeros_(self.head.out.weight)
+            nn.init.zeros_(self.head.out.bias)
         elif self.task in ("action_units", "valence_arousal"):
-            mean = targets.float().mean(dim=0)
+            nn.init.zeros_(self.head.linear.weight)
             self.head.linear.bias.copy_(mean.clamp(-0.99, 0.99).atanh() if self.head.bounded else mean)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
@@ -130,6 +139,11 @@ class TaskHead(nn.Module):
         return expected_points(out) if self.task == "landmarks" else out.float()
 
 
+def middle(levels: Sequence[Any]) -> Sequence[Any]:
+    """The third and fourth stage of four (C3 and C4), where places are still told apart; a lone map stays."""
+    return levels[-3:-1] or levels
+
+
 def ccc_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """1 - the mean concordance correlation over the columns of (B, n)."""
     mean_p, mean_t = prediction.mean(dim=0), target.mean(dim=0)
@@ -147,7 +161,8 @@ def score(
     Args:
         prediction, target: (n, ...) as in `TaskHead.predict` and the samples.
         scale: (n,) what a landmark's or vertex's error is divided by, in the unit of the targets.
-        pairs: (P, 3) first image, second image, 1 for the same person; None takes all pairs of the test set.
+        pairs: (P, 3) first image, second image, 1 for the same person; None takes all pairs of the test set, or
+            `metrics.choose_pairs` of a large one.
         rates: false acceptance rates; the first one is the headline's.
     """
     if task == "landmarks":
@@ -177,10 +192,8 @@ def score(
         return {**means, **found}
     if task == "attributes":
         return {"acc1": 100 * float((prediction.argmax(axis=1) == target).mean())}
-    if pairs is None:
-        first, second = np.triu_indices(len(prediction), k=1)
-        pairs = np.stack([first, second, target[first] == target[second]], axis=1)
-    similarity = (prediction[pairs[:, 0]] * prediction[pairs[:, 1]]).sum(axis=1)
+    pairs = metrics.choose_pairs(target) if pairs is None else pairs
+    similarity = metrics.pair_similarity(prediction, pairs)
     same = pairs[:, 2].astype(bool)
     found_rates = metrics.tar_at_far(similarity, same, rates)
     accuracy, _ = metrics.pair_accuracy(similarity, same)
@@ -217,6 +230,10 @@ class Encoder(nn.Module):
             found = self.backbone.forward_intermediates(images, intermediates_only=True)
             return list(found)[-4:] if found[0].shape[-1] != found[-1].shape[-1] else [found[-1]]
         raise ZooError(f"A {type(self.backbone).__name__} gives no feature maps: landmarks need a network of timm.")
+
+    def grid(self, images: Tensor, side: int) -> Tensor:
+        """(B, side^2 (C3 + C4)): the `middle` maps averaged over side x side fields."""
+        return torch.cat([F.adaptive_avg_pool2d(level, side).flatten(1) for level in middle(self.maps(images))], dim=1)
 
     @torch.no_grad()
     def widths(self, image_size: int) -> list[int]:
