@@ -79,7 +79,7 @@ def test_official_names_there_and_back():
 @pytest.mark.parametrize("task", ["multi_instance", "multi_class"])
 def test_training_runs_and_draws(task, tmp_path):
     model, data = FractalPretraining(task, **TINY), FractalsDataModule(task, **DATA)
-    report = [TransferReport([1], [0], steps=2)] if task == "multi_instance" else []
+    report = [TransferReport([1], [0], steps=8, lrs=[1e-9, 0.05], tuning_draws=1)] if task == "multi_instance" else []
     trainer = quiet_trainer(tmp_path, callbacks=[Figures(), *report])
     data.hparams.probe_root = "digits"
     trainer.fit(model, data)
@@ -87,7 +87,11 @@ def test_training_runs_and_draws(task, tmp_path):
     assert (tmp_path / "figures" / "classes.png").stat().st_size > 5_000
     if report:
         results = json.loads((tmp_path / "results_transfer.json").read_text())
-        assert set(results) == {"pre-trained", "from scratch"}
+        assert set(results) == {"pre-trained", "from scratch", "rates"}
+        assert set(results["rates"]["from scratch"]) == {"1"}
+        means = json.loads((tmp_path / "results.json").read_text())
+        assert means[0]["name"] == "average precision on new fractal pictures"
+        assert means[0]["value"] == pytest.approx(float(trainer.callback_metrics["val/average_precision"]), abs=1e-4)
         assert 0 < results["pre-trained"]["1"]["finetune"][0] < 1
     # One-cycle over six steps without warm-up: from lr down to lr / 25 / 1000.
     assert trainer.optimizers[0].param_groups[0]["lr"] < 0.02 / 10
