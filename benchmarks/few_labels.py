@@ -162,7 +162,9 @@ def main() -> None:
                 best = max(tried, key=lambda lr: tried[lr][1])
                 row["finetune"] = tried[best][0]
                 row |= {"finetune_epochs": epochs, "finetune_seconds": round(time.time() - started), "lr": best}
-                row["tried"] = {lr: accuracy for lr, (accuracy, _) in tried.items()}
+                row["tried"] = {
+                    lr: dict(zip(("held out", "chosen by"), both, strict=True)) for lr, both in tried.items()
+                }
             rows.append(row)
             print(json.dumps(row), flush=True)
             if args.json:
