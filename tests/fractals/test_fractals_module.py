@@ -238,3 +238,16 @@ def test_few_label_helpers():
     assert finetune_accuracy(model, data, data, steps=30, batch_size=8, seed=0) > 0.9
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_rate_is_chosen_on_images_without_a_label():
+    torch.manual_seed(0)
+    model = FractalPretraining(**TINY).eval()
+    images = torch.cat([torch.full((8, 3, 32, 32), 0.1), torch.full((8, 3, 32, 32), 0.9)])
+    data = (images + 0.05 * torch.randn_like(images), torch.tensor([0] * 8 + [1] * 8))
+    report = TransferReport([4], [0], steps=30, batch_size=8, lrs=[1e-9, 0.05, 1e9], tuning_draws=1)
+    assert report._choose_rate(lambda seed: model, data, 4) == 0.05
+    with pytest.raises(ZooError, match="8 labels a class leave no training images"):
+        report._choose_rate(lambda seed: model, data, 8)
+    with pytest.raises(ZooError, match="at least one entry"):
+        TransferReport(lrs=[])
