@@ -160,15 +160,17 @@ def test_zero_shot_sums_over_views() -> None:
 def test_classify_with_text_features(tmp_path: Path) -> None:
     module = model(image_tower=False).eval()
     points = np.random.default_rng(0).random((100, 3))
-    text = torch.randn(3, 8)
+    text = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     found = module.classify(points, ["chair", "mug", "lamp"], text_features=text)
     assert set(found) == {"chair", "mug", "lamp"}
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
     assert list(found.values()) == sorted(found.values(), reverse=True)
     path = tmp_path / "cloud.npy"
     np.save(path, points)
-    assert module.classify(str(path), ["chair", "mug", "lamp"], text_features=text) == found
-    assert module.classify([points, path], ["chair", "mug", "lamp"], text_features=text) == [found, found]
+    labels = ["chair", "mug", "lamp"]
+    for again in ([module.classify(str(path), labels, text_features=text)],
+                  module.classify([points, path], labels, text_features=text)):  # fmt: skip
+        assert all(one == pytest.approx(found, rel=1e-3) for one in again)
 
 
 @pytest.mark.parametrize("labels", [["chair"], [], "chair", ["chair", ""], ["mug", "mug"]])

@@ -193,8 +193,8 @@ def test_simsiam(golden_dir):
         loss.backward()
         torch.testing.assert_close(loss.detach(), case["loss"], **CLOSE, msg=f"{name}")
         expected, grad = case["grad_conv1"], model.backbone.conv1.weight.grad
-        # Batch norm over four samples of one pixel magnifies rounding: 1e-5 of the largest entry.
-        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        # Batch norm over four samples of one pixel magnifies rounding: 2.4e-5 of the largest entry between two CPUs.
+        torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-4 * expected.abs().max().item())
 
 
 def procedural(key: str, value: torch.Tensor) -> torch.Tensor:

@@ -253,7 +253,7 @@ def place(tmp_path_factory, tokenizer):
             path.write_text(json.dumps(made_up(count, seed, no_answer)), encoding="utf-8")
     torch.manual_seed(0)
     model = CompactBert(num_layers=1, hidden_size=32, num_heads=2, vocab_size=300, max_positions=32, heads="mlm",
-                        dropout=0.0, tokenizer=str(folder / "tokenizer.json"), init_std=0.1)  # fmt: skip
+                        dropout=0.0, tokenizer=str(folder / "tokenizer.json"), init_std=0.3)  # fmt: skip
     manifest = {"name": "start", "class_path": "zoo.papers.well_read_students.CompactBert"}
     torch.save({"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "zoo": manifest,
                 "pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}, folder / "start.ckpt")  # fmt: skip
@@ -261,15 +261,15 @@ def place(tmp_path_factory, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "version", "epochs"),
-    [("electra/finetune_squad", "2.0", "16"), ("well_read_students/finetune_squad", "1.1", "30")],
+    ("recipe", "version", "epochs", "lr"),
+    [("electra/finetune_squad", "2.0", "20", "3e-3"), ("well_read_students/finetune_squad", "1.1", "40", "2e-3")],
 )
-def test_from_json_to_predictions(recipe, version, epochs, place, tmp_path, capsys, monkeypatch):
+def test_from_json_to_predictions(recipe, version, epochs, lr, place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("logging.raiseExceptions", False)
     run = str(tmp_path / "run")
     main(["run", recipe, "--run-dir", run, "--trainer.accelerator", "cpu", "--trainer.logger", "false",
           "--trainer.max_epochs", epochs, "--model.backbone", str(place / "start.ckpt"), "--model.layer_decay", "1",
-          "--model.lr", "1e-2", "--data.root", str(place), "--data.version", version, "--data.max_length", "16",
+          "--model.lr", lr, "--data.root", str(place), "--data.version", version, "--data.max_length", "16",
           "--data.batch_size", "16", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"])  # fmt: skip
     predictions = json.loads((tmp_path / "run" / "predictions.json").read_text(encoding="utf-8"))
     source = json.loads((place / f"dev-v{version}.json").read_text(encoding="utf-8"))["data"]

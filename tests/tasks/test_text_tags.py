@@ -98,16 +98,17 @@ def test_from_conll_to_tags(recipe, tokenizer, tmp_path, monkeypatch, capsys):
     (tmp_path / "train.txt").write_text(sentences(100, 0), encoding="utf-8")
     (tmp_path / "dev.txt").write_text(sentences(20, 1), encoding="utf-8")
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    torch.manual_seed(0)
     model = CompactBert(num_layers=1, hidden_size=32, num_heads=2, vocab_size=300, max_positions=32, heads="mlm",
-                        dropout=0.0, tokenizer=str(tmp_path / "tokenizer.json"), init_std=0.1)  # fmt: skip
+                        dropout=0.0, tokenizer=str(tmp_path / "tokenizer.json"), init_std=0.3)  # fmt: skip
     origin = {"class_path": "zoo.papers.well_read_students.CompactBert"}
     checkpoint = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "zoo": origin}
     checkpoint |= {"pytorch-lightning_version": "2.6.6", "epoch": 0, "global_step": 0}
     torch.save(checkpoint, tmp_path / "start.ckpt")
     run = str(tmp_path / "run")
     main(["run", recipe, "--run-dir", run, "--trainer.accelerator", "cpu", "--trainer.logger", "false",
-          "--trainer.max_epochs", "6", "--model.backbone", str(tmp_path / "start.ckpt"), "--model.layer_decay", "1",
-          "--model.lr", "1e-2", "--data.root", str(tmp_path), "--data.max_length", "16", "--data.batch_size", "8",
+          "--trainer.max_epochs", "10", "--model.backbone", str(tmp_path / "start.ckpt"), "--model.layer_decay", "1",
+          "--model.lr", "3e-3", "--data.root", str(tmp_path), "--data.max_length", "16", "--data.batch_size", "8",
           "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"])  # fmt: skip
     out = tmp_path / "tagged.conll"
     zoo_main(["predict", run, str(tmp_path / "dev.txt"), "-o", str(out)])

@@ -115,8 +115,8 @@ class SwAV(FaceEncoder):
     def embed(self, crops: Crops) -> tuple[Tensor, Tensor]:
         """One forward of the backbone for each resolution, one of the head for all crops.
 
-        Returns unit-length embeddings (V, B, D) and their cosines with the prototypes (V, B, K), float32. Prototypes
-        must be of unit length (`normalize_prototypes`).
+        Returns unit-length embeddings (V, B, D) and their cosines with the prototypes (V, B, K), float32. In training
+        the prototypes must be of unit length already (`normalize_prototypes`); in evaluation they are left as they are.
         """
         features = []
         for same_size in crops:
@@ -125,13 +125,14 @@ class SwAV(FaceEncoder):
         projected = self.projector(torch.cat(features))
         with full_precision(projected.device.type):
             embedding = F.normalize(projected.float(), dim=1)
-            scores = self.prototypes(embedding)
+            weight = self.prototypes.weight
+            scores = F.linear(embedding, weight if self.training else F.normalize(weight, dim=1))
         batch = crops[0].shape[0]
         return embedding.unflatten(0, (-1, batch)), scores.unflatten(0, (-1, batch))
 
     @torch.no_grad()
     def normalize_prototypes(self) -> None:
-        """Every prototype to unit length, in place; before each forward, as the official code does."""
+        """Every prototype to unit length, in place; before each training step, as the official code does."""
         self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
     @torch.no_grad()
@@ -188,7 +189,6 @@ class SwAV(FaceEncoder):
             self.prototypes.weight.grad = None  # not zero: SGD would start a momentum
 
     def validation_step(self, crops: Crops, batch_idx: int) -> None:
-        self.normalize_prototypes()  # the last step has changed them
         self._log_step("val", {"loss": self.swav_loss(crops)}, crops[0].shape[0])
 
     def configure_optimizers(self) -> dict[str, Any]:

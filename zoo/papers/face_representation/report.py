@@ -179,7 +179,6 @@ def _prototype_scores(module: Any, images: Tensor, normalize: Any) -> np.ndarray
     parts = []
     for part in images.split(128):
         crops = [normalize(part.to(module.device))[:, None]]
-        module.normalize_prototypes()
         parts.append(module.embed(crops)[1][0].cpu())
     return torch.cat(parts).numpy()
 
