@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,18 +112,34 @@ class TextClassificationDataModule(TextDataModule):
         self.setup()
         return 1 if self.regression else len(self.classes)
 
-    def setup(self, stage: str | None = None) -> None:
-        if self.train_data is not None:
-            return
-        self.tokenizer = self.tokenizer or self.models_tokenizer()
-        train, dev = self._examples("train"), self._examples("dev")
+    def read(self) -> tuple[list[Example], list[Example]]:
+        """Training and development examples, (text, second text or None, label); sets `classes`.
+
+        Raises:
+            ZooError: as the class says, for a row that is malformed or has a label that no training row has.
+        """
         task = GLUE.get(self.hparams.task)
+        self.skipped = 0
+        train = self._examples("train")
         if self.regression:
             self.classes = []
         elif task is not None:
             self.classes = list(task.labels)
         elif not self.classes:
             self.classes = sorted({label for _, _, label in train})
+        return train, self._examples("dev")
+
+    def guessing_accuracy(self) -> float:
+        """Accuracy (0 to 1) on the development set of always saying its most frequent class."""
+        counts = Counter(label for _, _, label in self.read()[1])
+        return max(counts.values()) / counts.total()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_data is not None:
+            return
+        self.tokenizer = self.tokenizer or self.models_tokenizer()
+        train, dev = self.read()
+        task = GLUE.get(self.hparams.task)
         if task is not None and task.unordered and self.double_unordered:
             train = train + [(b or "", a, label) for a, b, label in train]
         if self.hparams.limit is not None:
@@ -206,7 +223,11 @@ class TextClassificationDataModule(TextDataModule):
             if not isinstance(text, str) or not text.strip() or row[h.label_column] in (None, ""):
                 self._bad(f"{where}: text or label is empty")
                 continue
-            examples.append((text, pair, str(row[h.label_column])))
+            label = str(row[h.label_column])
+            if self.classes and label not in self.classes:  # known from the training data
+                self._bad(f"{where}: the label {label[:30]!r} is none of {', '.join(self.classes[:8])}")
+                continue
+            examples.append((text, pair, label))
         return examples
 
     def _hub(self, task: GlueTask, part: str) -> list[Example]:

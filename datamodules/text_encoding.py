@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Python splits at these, BERT's tokenizer drops them: lines with one go through the tokenizer whole.
 _DROPPED = re.compile(r"[\x0b\x0c\x1c-\x1f\x85]")
 _LARGEST = 1_000_000  # chunks that are remembered
+_MARK, _JOINED = "|", 128  # what stands between chunks that are tokenised in one go, and how many these are
 
 
 class LineEncoder:
@@ -29,6 +30,8 @@ class LineEncoder:
         self.tokenizer = tokenizer
         self.by_chunk = _splits_at_blanks(tokenizer)
         self.known: dict[str, list[int]] = {}
+        found = self._encode([_MARK])[0] if self.by_chunk else []
+        self.mark = found[0] if len(found) == 1 and found[0] == tokenizer.token_to_id(_MARK) else None
 
     def __call__(self, lines: Sequence[str]) -> list[list[int]]:
         """The ids of each line."""
@@ -39,9 +42,24 @@ class LineEncoder:
         if len(known) > _LARGEST:
             known.clear()
         new = list({chunk for row in chunks if row is not None for chunk in row if chunk not in known})
-        known.update(zip(new, self._encode(new), strict=True))
+        known.update(zip(new, self._encode_chunks(new), strict=True))
         rest = iter(self._encode([line for line, row in zip(lines, chunks, strict=True) if row is None]))
         return [next(rest) if row is None else [token for chunk in row for token in known[chunk]] for row in chunks]
+
+    def _encode_chunks(self, chunks: list[str]) -> list[list[int]]:
+        """As `_encode`, many chunks to a call: most of its time goes into what each call gives back."""
+        if self.mark is None:
+            return self._encode(chunks)
+        groups = [chunks[at : at + _JOINED] for at in range(0, len(chunks), _JOINED)]
+        found: list[list[int]] = []
+        for group, ids in zip(groups, self._encode([f" {_MARK} ".join(group) for group in groups]), strict=True):
+            ends = [at for at, token in enumerate(ids) if token == self.mark]
+            if len(ends) != len(group) - 1:  # a chunk has the mark in it
+                found += self._encode(group)
+                continue
+            starts = [0, *(at + 1 for at in ends)]
+            found += [ids[start:end] for start, end in zip(starts, [*ends, len(ids)], strict=True)]
+        return found
 
     def _encode(self, lines: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.text import PYTHON_DOCS, python_documents
 from datamodules.text_classification import TextClassificationDataModule
+from datamodules.text_made_up import write_files
 from datamodules.text_pretraining import TextPretrainDataModule, labelled_docstrings
 from datamodules.text_records import read_texts
 from zoo.errors import ZooError
@@ -129,10 +130,5 @@ def write_python_docs(folder: Path, num_classes: int = 10, least: int = 50) -> t
     for part, is_held in (("train", 0), ("dev", 1)):
         records = [{"text": " ".join(text.split()), "label": str(label)} for text, label, at in rows if at == is_held]
         contents[f"{part}.jsonl"] = "\n".join(json.dumps(record) for record in records)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (folder / name).write_text(content + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ZooError(f"Cannot write {folder}: {error.strerror or error}.") from error
+    write_files(folder, contents)
     return folder / "text.txt", folder, folder / "transfer.txt"

@@ -154,6 +154,10 @@ def test_lines_are_encoded_as_the_tokenizer_does_it():
         for part in (lines[:300], lines):  # the second time many chunks are known
             wanted = [e.ids for e in tokenizer.encode_batch_fast(part, add_special_tokens=False)]
             assert encode(part) == wanted
+        assert (encode.mark is not None) == encode.by_chunk
+        plain = [line.replace("|", " ") for line in lines]  # nothing in the way of tokenising many chunks in one go
+        wanted = [e.ids for e in tokenizer.encode_batch_fast(plain, add_special_tokens=False)]
+        assert LineEncoder(tokenizer)(plain) == wanted
 
 
 def test_python_docs_with_packages():

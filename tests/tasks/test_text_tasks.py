@@ -62,14 +62,14 @@ def runs(place, tmp_path_factory):
     main(["run", "well_read_students/quickstart", "--run-dir", str(out / "pre"), *SMALL, "--trainer.max_epochs", "2",
           "--trainer.callbacks", "null", "--data.root", str(place / "texts.txt"), "--data.tokenizer", tokenizer,
           "--data.batch_size", "8", "--data.val_fraction", "0.3", "--model.hidden_size", "32",
-          "--model.vocab_size", "300", "--data.max_length", "16"])  # fmt: skip
+          "--model.init_std", "0.3", "--model.vocab_size", "300", "--data.max_length", "16"])  # fmt: skip
     main(["run", "well_read_students/finetune", "--run-dir", str(out / "teacher"), *SMALL, "--trainer.max_epochs", "12",
           "--model.backbone", str(out / "pre"), "--data.root", str(place), "--data.batch_size", "8",
-          "--model.lr", "3e-3", "--model.dropout", "0"])  # fmt: skip
+          "--model.lr", "2e-3", "--model.dropout", "0"])  # fmt: skip
     main(["run", "well_read_students/distill", "--run-dir", str(out / "distilled"), *SMALL,
           "--trainer.max_epochs", "12", "--model.backbone", str(out / "pre"), "--model.teacher", str(out / "teacher"),
           "--data.root", str(place), "--data.transfer", str(place / "transfer.txt"),
-          "--data.batch_size", "8", "--model.lr", "3e-3"])  # fmt: skip
+          "--data.batch_size", "8", "--model.lr", "2e-3"])  # fmt: skip
     return out
 
 
@@ -267,10 +267,34 @@ def test_submission_files(task, place, tmp_path):
 
 def test_a_label_outside_the_set(place, tmp_path):
     for part in ("train", "dev"):
-        (tmp_path / f"{part}.csv").write_text(f"text,label\na fine film,{'good' if part == 'train' else 'odd'}\n")
-    data = TextClassificationDataModule(str(tmp_path), tokenizer=str(place / "tokenizer.json"))
-    with pytest.raises(ZooError, match="dev data has the label 'odd', which is none of: good"):
-        data.setup()
+        last = "good" if part == "train" else "odd"
+        (tmp_path / f"{part}.csv").write_text(f"text,label\na fine film,good\na dull film,bad\nan odd film,{last}\n")
+    kind = {"tokenizer": str(place / "tokenizer.json")}
+    with pytest.raises(ZooError, match=r"dev.csv, row 3: the label 'odd' is none of bad, good. Repair"):
+        TextClassificationDataModule(str(tmp_path), **kind).setup()
+    data = TextClassificationDataModule(str(tmp_path), **kind, on_bad_text="skip")
+    data.setup()
+    assert (len(data.val_data), data.num_skipped) == (2, 1)
+    assert data.guessing_accuracy() == pytest.approx(1 / 2)
+
+
+def test_positions_may_start_as_sines(place):
+    table = student(place, init_positions="sinusoidal", init_std=0.1).backbone.embeddings.position_embeddings.weight
+    near, far = (torch.cosine_similarity(table[:-step], table[step:]) for step in (1, 8))
+    assert near.std() < 1e-3 < far.mean() < near.mean()
+    assert student(place).backbone.embeddings.position_embeddings.weight.std() < 0.03
+
+
+def test_a_teacher_that_learned_nothing_is_named():
+    from zoo.papers.well_read_students.distillation import one_class_only
+
+    logits = torch.zeros(100, 3)
+    logits[:, 1] = 1
+    assert "puts 100 of 100 transfer texts into one class, dog" in one_class_only(logits, ["cat", "dog", "fish"])
+    logits[:2, 0] = 2
+    assert one_class_only(logits) is not None
+    logits[:3, 0] = 2
+    assert one_class_only(logits) is None
 
 
 def test_the_24_models_have_the_published_sizes():

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from zoo.errors import ZooError
 
 Value = str | int | float | Path
 ROOM = "well_read_students"
+OFFLINE = ("made-up", "python-docs")  # sources that need no file
 
 
 @dataclass(frozen=True)
@@ -52,72 +54,87 @@ METHODS = (
 @app.command(epilog="Example: zoo students compare runs/students")
 def compare(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the runs, the table and the picture go.")],
-    text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "python-docs",
-    labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "python-docs",
-    transfer: Annotated[str, typer.Option(help="Unlabelled text, one a line, to distil on.")] = "python-docs",
-    labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 500,
+    text: Annotated[str, typer.Option(help="Text for pre-training: a file, folder or hub id.")] = "made-up",
+    labelled: Annotated[str, typer.Option(help="Folder with train and dev as .tsv, .csv or .jsonl.")] = "made-up",
+    transfer: Annotated[str, typer.Option(help="Unlabelled text, one a line, to distil on.")] = "made-up",
+    pair_column: Annotated[
+        str | None, typer.Option(help="Column of the second text, if the labelled examples are pairs.")
+    ] = None,
+    labels: Annotated[int, typer.Option(min=2, help="Labelled examples for teacher and fine-tuning.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds each student gets.")] = 3,
     student: Annotated[str, typer.Option(help="Layers x width of the student.")] = "2x128",
     teacher: Annotated[
         str, typer.Option(help="Likewise of the teacher; of equal width, TD and TF are the student's size.")
     ] = "4x128",
-    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 2048,
-    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 48,
-    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1600,
-    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1600,
-    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 20,
+    vocab_size: Annotated[int, typer.Option(min=100, help="Of the tokenizer that is trained on the text.")] = 512,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text, or of both texts of a pair.")] = 40,
+    teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1200,
+    student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1200,
+    finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 40,
     distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
-    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sequences of a pre-training step.")] = 16,
-    pairs: Annotated[bool, typer.Option(help="Pre-train with next-sentence prediction too.")] = False,
-    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.04,
+    pretrain_batch: Annotated[int, typer.Option(min=1, help="Sequences of a pre-training step.")] = 32,
+    pairs: Annotated[bool, typer.Option(help="Pre-train with next-sentence prediction too.")] = True,
+    init_std: Annotated[float, typer.Option(help="Spread of the start values; small networks like more.")] = 0.05,
     pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
-    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 1e-3,
-    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 3e-4,
+    teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 3e-4,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of each loader.")] = 0,
 ) -> None:
     """Compare Pre-trained Distillation with its baselines, the teacher trained in the same command.
 
     A teacher and a student are pre-trained, the teacher is fine-tuned; then, for each seed, PD, PF, distillation and
     fine-tuning from a random start, and both from the teacher's bottom layers, are run and scored on the development
-    set. Stages that are done already are not run again. With python-docs, the task is which package of the standard
-    library a docstring is from; held-out docstrings are in none of the training text.
+    set. Stages that are done already are not run again. Without files of yours the text is a made-up language, the task
+    whether two sentences are about the same topic. "python-docs" in place of a file is Python's own manual and
+    docstrings, the task which package a docstring is from; held-out docstrings are in none of the training text.
     """
     sizes = {"student": _size(student), "teacher": _size(teacher)}
     # Now, and not when the teacher has been trained.
-    if labelled != "python-docs" and not Path(labelled).expanduser().is_dir():
+    if labelled not in OFFLINE and not Path(labelled).expanduser().is_dir():
         raise ZooError(f"There is no folder {labelled}: give --labelled one with train and dev.")
-    if transfer != "python-docs" and not Path(transfer).expanduser().is_file():
+    if transfer not in OFFLINE and not Path(transfer).expanduser().is_file():
         raise ZooError(f"There is no file {transfer}: give --transfer unlabelled text, one a line.")
+    pair_column = "pair" if labelled == "made-up" else pair_column
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
+    guessing = _read(labelled, pair_column, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
     tuned = {**common, "data.root": labelled, "data.bucket_by_length": "true", "trainer.callbacks": "null"}
+    tuned |= {} if pair_column is None else {"data.pair_column": pair_column}
 
     def pretrain(who: str, steps: int) -> Path:
         layers, width = sizes[who]
         folder = output / f"{who}_pretrained"
         changes = {**common, "data.root": text, "data.tokenizer": "null", "data.vocab_size": vocab_size,
                    "data.batch_size": pretrain_batch, "data.val_fraction": 0.05,
-                   "data.examples": "bert" if pairs else "packed", "model.heads": "mlm_nsp" if pairs else "mlm",
+                   "data.examples": "bert" if pairs else "packed",
+                   "data.short_prob": 0.0, "data.builder_passes": 4, "model.heads": "mlm_nsp" if pairs else "mlm",
                    "model.num_layers": layers, "model.hidden_size": width, "model.vocab_size": vocab_size,
                    "model.max_positions": max_length, "model.max_predictions": "null", "model.dropout": 0.0,
-                   "model.init_std": init_std, "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
+                   "model.init_std": init_std, "model.init_positions": "sinusoidal",
+                   "model.lr": pretrain_lr, "model.warmup_steps": 0.1,
                    "trainer.precision": "auto", "trainer.max_steps": steps,
                    "trainer.val_check_interval": steps}  # fmt: skip
         run_stage(folder, f"{ROOM}/pretrain", changes, 0, "val/mlm_acc")
         return folder
 
     def finetune(folder: Path, seed: int, rate: float, **start: Value) -> float:
-        changes = {**tuned, "data.limit": labels, "model.lr": rate, "trainer.max_epochs": finetune_epochs}
+        changes = {**tuned, "data.limit": labels, "model.lr": rate, **_for(finetune_epochs)}
         changes |= {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/finetune", changes, seed, "val/acc")
 
     def distill(folder: Path, seed: int, rate: float, **start: Value) -> float:
         changes = {**tuned, "data.transfer": transfer, "model.teacher": taught, "model.lr": rate}
-        changes |= {"trainer.max_epochs": distill_epochs} | {f"model.{key}": value for key, value in start.items()}
+        changes |= _for(distill_epochs) | {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/distill", changes, seed, "val/acc")
 
     big, small, taught = pretrain("teacher", teacher_steps), pretrain("student", student_steps), output / "teacher"
     scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
+    if scores["teacher"][0] < guessing + 0.02:
+        print(
+            f"Warning: the teacher has learned nothing, {scores['teacher'][0]:.1%} where guessing the largest class"
+            f" gives {guessing:.1%}, and nothing can be distilled from it: try a lower --teacher-lr, or more --labels.",
+            file=sys.stderr,
+        )
     stages: dict[str, Callable[..., float]] = {"finetune": finetune, "distill": distill}
     for seed in range(seeds):
         for method in METHODS:
@@ -128,7 +145,7 @@ def compare(
                 start["pretrained"] = "false"
             folder = output / f"seed{seed}" / method.key
             scores.setdefault(method.key, []).append(stages[method.recipe](folder, seed, lr, **start))
-    _report(output, scores)
+    _report(output, scores, guessing)
 
 
 @app.command(
@@ -218,18 +235,34 @@ def _size(word: str) -> tuple[int, int]:
     return int(layers), int(width)
 
 
+def _for(epochs: int) -> dict[str, Value]:
+    """So many epochs, scored at the end of the last."""
+    return {"trainer.max_epochs": epochs, "trainer.check_val_every_n_epoch": epochs}
+
+
 def _offline_text(output: Path, *sources: str) -> tuple[str, str, str]:
-    """Python's own text as the three files, where the word python-docs stands for one of them."""
-    from datamodules.text import PYTHON_DOCS
+    """The paths of the three sources; a word of OFFLINE stands for files that are written now."""
+    from datamodules.text_made_up import write_made_up
     from datamodules.well_read_students import write_python_docs
 
-    if PYTHON_DOCS not in sources:
-        return sources  # type: ignore[return-value]
-    files = write_python_docs(output / "data")
-    return tuple(str(files[at]) if source == PYTHON_DOCS else source for at, source in enumerate(sources))  # type: ignore[return-value]
+    found = list(sources)
+    for word, write in zip(OFFLINE, (write_made_up, write_python_docs), strict=True):
+        if word in sources:
+            files = write(output / "data" / word)
+            found = [str(files[at]) if source == word else source for at, source in enumerate(found)]
+    return found[0], found[1], found[2]
 
 
-def _report(output: Path, scores: dict[str, list[float]]) -> None:
+def _read(labelled: str, pair_column: str | None, transfer: str) -> float:
+    """Reads both once, so that what is wrong with them is said now; the accuracy of guessing the largest class."""
+    from datamodules.text_classification import TextClassificationDataModule
+    from datamodules.text_records import read_texts
+
+    read_texts(Path(transfer).expanduser(), pair_column=pair_column)
+    return TextClassificationDataModule(labelled, pair_column=pair_column).guessing_accuracy()
+
+
+def _report(output: Path, scores: dict[str, list[float]], guessing: float) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -246,8 +279,12 @@ def _report(output: Path, scores: dict[str, list[float]]) -> None:
         each = " ".join(f"{value:.1%}" for value in values)
         table.add_row(key, titles[key], f"{mean:.1%}", f"{spread * 100:.1f}" if len(values) > 1 else "", each)
         rows.append({"method": key, "title": titles[key], "mean": mean, "spread": spread, "seeds": values})
+    table.caption = f"Always guessing the largest class: {guessing:.1%}."
+    table.caption_justify = "left"
     Console().print(table)
     (output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     (output / "figures").mkdir(exist_ok=True)
-    draw_comparison(scores, titles).savefig(output / "figures" / "comparison.png", dpi=150, bbox_inches="tight")
+    draw_comparison(scores, titles, guessing).savefig(
+        output / "figures" / "comparison.png", dpi=150, bbox_inches="tight"
+    )
     print(f"{output / 'results.json'}\n{output / 'figures' / 'comparison.png'}")

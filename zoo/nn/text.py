@@ -97,8 +97,9 @@ def _find_tokenizer(source: str | Path) -> Tokenizer:
     try:
         return tokenizers.Tokenizer.from_pretrained(text)
     except Exception as error:  # the Rust side raises bare exceptions
+        reason = str(error).splitlines()[0][:120].rstrip(". ")
         raise ZooError(
-            f"Cannot get the tokenizer {text!r} from the hub ({str(error).splitlines()[0][:120]}). Give the path of a "
+            f"Cannot get the tokenizer {text!r} from the hub ({reason}). Give the path of a "
             "tokenizer.json or vocab.txt instead."
         ) from error
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import warnings
+import math
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -28,7 +31,7 @@ class ReconstructionReport(Callback):
 
     1. Mean squared error of a fully withheld sequence, predicted from the other three, on the held-out subjects:
        this model, the twin, and the voxel-wise mean of the training subjects.
-    2. Dice of segmentation trained on a few labelled subjects, from these weights and from scratch.
+    2. Dice of segmentation trained on a few labelled subjects, from these weights and from scratch: mean over seeds.
 
     The table is printed and written to `<run folder>/results.json`. It costs as much as a second pre-training: leave it
     out of long runs.
@@ -36,6 +39,7 @@ class ReconstructionReport(Callback):
     Args:
         label_subjects: how many labelled subjects to fine-tune on; 0 leaves that part out.
         label_epochs: epochs of fine-tuning.
+        label_seeds: repeats of the fine-tuning (order, augmentation and the decoder's random weights).
         label_lr, scratch_lr: learning rates of fine-tuning and of training from scratch, each the best of its own; None
             for the latter takes the former.
     """
@@ -44,10 +48,13 @@ class ReconstructionReport(Callback):
         self,
         label_subjects: int = 4,
         label_epochs: int = 40,
+        label_seeds: int = 1,
         label_lr: float = 1e-3,
         scratch_lr: float | None = None,
     ) -> None:
-        self.label_subjects, self.label_epochs = label_subjects, label_epochs
+        if label_seeds < 1:
+            raise ZooError(f"label_seeds is at least 1, not {label_seeds}; label_subjects 0 leaves that part out.")
+        self.label_subjects, self.label_epochs, self.label_seeds = label_subjects, label_epochs, label_seeds
         self.label_lr, self.scratch_lr = label_lr, label_lr if scratch_lr is None else scratch_lr
         self.twin: BMMAE | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -144,13 +151,14 @@ class ReconstructionReport(Callback):
         return rows
 
     def _segmentation(self, trainer: Trainer, model: BMMAE) -> list[dict[str, Any]]:
-        from zoo.callbacks.quiet import quiet_trainer
+        from zoo.callbacks.quiet import quiet_trainer, silence
         from zoo.tasks.volume_segmentation import VolumeSegmentation
 
         train, val = trainer.datamodule.labelled_dataloaders(self.label_subjects)  # type: ignore[attr-defined]
-        scores = []
-        for scratch in (False, True):
-            torch.manual_seed(run_seed())  # the same decoder on both sides
+        scores: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+        runs = list(itertools.product(range(self.label_seeds), (False, True)))
+        for repeat, scratch in track(runs, "Segmentation from few labels", transient=True):
+            torch.manual_seed(run_seed() + repeat)  # the same decoder on both sides
             task = VolumeSegmentation(
                 describe_model(model), from_scratch=True, inference="crop", hd95="never",
                 lr=self.scratch_lr if scratch else self.label_lr, warmup_epochs=self.label_epochs / 7,
@@ -158,18 +166,18 @@ class ReconstructionReport(Callback):
             if not scratch:
                 own = task.network.encoder.state_dict()
                 task.network.encoder.load_state_dict({key: model.backbone.state_dict()[key] for key in own})
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with silence():
                 fitter = quiet_trainer(max_epochs=self.label_epochs, accelerator=model.device.type)
                 fitter.fit(task, train)
-                scores.append(fitter.validate(task, val, verbose=False)[0])
+                scores[scratch].append(fitter.validate(task, val, verbose=False)[0])
         rows = []
         for key, name in (("dice", "mean"), ("dice_tc", "TC"), ("dice_wt", "WT"), ("dice_et", "ET")):
-            tuned, scratch_score = (score[f"val/{key}"] for score in scores)
-            if tuned != tuned or scratch_score != scratch_score:  # no held-out subject has this region
+            tuned, scratch_scores = ([score[f"val/{key}"] for score in scores[side]] for side in (False, True))
+            if math.isnan(sum(tuned + scratch_scores)):  # no held-out subject has this region
                 continue
-            rows.append(dict(name=f"Dice {name}, {self.label_subjects} labelled subjects", value=tuned,
-                             baseline=scratch_score, baseline_name="from scratch"))  # fmt: skip
+            rows.append(dict(name=f"Dice {name}, {self.label_subjects} labelled subjects", value=fmean(tuned),
+                             baseline=fmean(scratch_scores), baseline_name="from scratch",
+                             seeds=tuned, baseline_seeds=scratch_scores))  # fmt: skip
         return rows
 
     @staticmethod
@@ -178,8 +186,14 @@ class ReconstructionReport(Callback):
         for column, justify in (("", "left"), ("trained", "right"), ("baseline", "right"), ("", "left")):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
         for row in rows:
-            table.add_row(row["name"], f"{row['value']:.3f}", f"{row['baseline']:.3f}", row["baseline_name"])
+            table.add_row(row["name"], _cell(row, "value", "seeds"), _cell(row, "baseline", "baseline_seeds"),
+                          row["baseline_name"])  # fmt: skip
         Console().print(table)
+
+
+def _cell(row: dict[str, Any], mean: str, seeds: str) -> str:
+    each = row.get(seeds, [])
+    return f"{row[mean]:.3f}" + (f" ({min(each):.2f} to {max(each):.2f})" if len(each) > 1 else "")
 
 
 def _mean_volumes(dataset: Any, device: torch.device) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -110,6 +111,8 @@ class Distillation(TextClassification):
         self.teacher_logits = teacher_predictions(
             teacher, list(data.transfer_batches(self.hparams.teacher_batch)), device=self.trainer.strategy.root_device
         )
+        if warning := one_class_only(self.teacher_logits, teacher.classes):
+            rank_zero_warn(warning)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self.classify(batch)
@@ -124,6 +127,19 @@ class Distillation(TextClassification):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["hyper_parameters"] = dict(checkpoint["hyper_parameters"]) | {"teacher": None}
+
+
+def one_class_only(logits: Tensor, classes: list[str] | None = None, share: float = 0.98) -> str | None:
+    """A warning if logits (n, C) have the same class on top for at least `share` of the texts, else None."""
+    counts = logits.argmax(-1).bincount(minlength=logits.shape[-1])
+    top = int(counts.argmax())
+    if counts[top] < share * len(logits):
+        return None
+    return (
+        f"The teacher puts {int(counts[top])} of {len(logits)} transfer texts into one class, "
+        f"{classes[top] if classes else top}: it has not learned to tell them apart, and no student can learn it from "
+        "it. Fine-tune the teacher again, at a lower model.lr for instance."
+    )
 
 
 @torch.inference_mode()

@@ -69,8 +69,11 @@ def draw_guesses(tokenizer: Tokenizer, input_ids: Tensor, out: Any, max_texts: i
     return figure
 
 
-def draw_comparison(scores: dict[str, list[float]], titles: dict[str, str]) -> Figure:
-    """A bar a method (mean), a dot a seed, the teacher as a line. `scores` maps "teacher" and methods to accuracies."""
+def draw_comparison(scores: dict[str, list[float]], titles: dict[str, str], guessing: float | None = None) -> Figure:
+    """A bar a method (mean), a dot a seed, lines for the teacher and for guessing the largest class.
+
+    `scores` maps "teacher" and methods to accuracies.
+    """
     methods = [key for key in scores if key != "teacher"]
     figure, axis = plt.subplots(figsize=(8, 0.55 * len(methods) + 1.6))
     for row, key in enumerate(reversed(methods)):
@@ -79,8 +82,11 @@ def draw_comparison(scores: dict[str, list[float]], titles: dict[str, str]) -> F
         axis.barh(row, 100 * sum(values) / len(values), color=colour, alpha=0.55, height=0.62)
         axis.scatter([100 * value for value in values], [row] * len(values), color="black", s=14, zorder=3)
     axis.axvline(100 * scores["teacher"][0], color="tab:green", linestyle="--", label="teacher")
+    if guessing is not None:
+        axis.axvline(100 * guessing, color="tab:red", linestyle=":", label="guessing the largest class")
     axis.set_yticks(range(len(methods)), [f"{titles[key]}  ({key})" for key in reversed(methods)])
     every = [100 * value for values in scores.values() for value in values]
+    every += [] if guessing is None else [100 * guessing]
     axis.set_xlim(max(0, min(every) - 10), min(100, max(every) + 5))
     axis.set_xlabel("development accuracy (%)")
     axis.set_title("Blue: learned from the teacher's probabilities; grey: from the labels. Dots: seeds.", fontsize=9)

@@ -21,6 +21,7 @@ from zoo.nn.text_mlm import (
     MaskedLMHead,
     Unit,
     gather_places,
+    init_sinusoidal,
     init_truncated,
     mask_for_mlm,
     masked_lm_loss,
@@ -59,6 +60,7 @@ class CompactBert(PretrainedText):
         mask_unit: "token" (word pieces, the paper's models), "word" or "span".
         dropout: of hidden states and attention.
         init_std: of the start values.
+        init_positions: "normal", or "sinusoidal" for trainings too short to find out what a neighbour is.
         lr, weight_decay, betas, eps, warmup_steps: Adam without bias correction; the rate rises over the warm-up,
             then is lr * (1 - t / T). warmup_steps below 1 is a share of all steps.
         clip_grad: largest global gradient norm.
@@ -79,6 +81,7 @@ class CompactBert(PretrainedText):
         mask_unit: Unit = "token",
         dropout: float = 0.1,
         init_std: float = 0.02,
+        init_positions: Literal["normal", "sinusoidal"] = "normal",
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -114,6 +117,8 @@ class CompactBert(PretrainedText):
             # Nothing trains the pooler without next-sentence prediction; fine-tuning does.
             self.backbone.pooler.requires_grad_(heads == "none")
         init_truncated(self, init_std)
+        if init_positions == "sinusoidal":
+            init_sinusoidal(self.backbone.embeddings.position_embeddings, init_std)
         self.add_tokenizer_buffer()
 
     # ------------------------------------------------------------------ the representation
@@ -212,16 +217,19 @@ class CompactBert(PretrainedText):
             out = self.pretraining_task(batch)
         values = {"loss": out.loss, **self.masked_scores(out.mlm_loss, out.mlm_logits, out.masked)}
         if out.nsp_logits is not None:
-            values["nsp_acc"] = (out.nsp_logits.argmax(-1) == batch["next_sentence_label"]).float().mean()
+            labels = batch["next_sentence_label"]
+            values["nsp_acc"] = (out.nsp_logits.argmax(-1) == labels).float().mean()
+            values["nsp_random"] = labels.float().mean()  # more than half: a lone sentence always gets a random next
         self.log_dict(
             {f"val/{key}": value for key, value in values.items()}, prog_bar=True, sync_dist=True, batch_size=len(ids)
         )
 
     def baselines(self) -> dict[str, tuple[str, str, float]]:
-        """What the report compares with: guessing the most frequent token, and chance for the next sentence."""
+        """What the report compares with: guessing the most frequent token, and the commoner answer."""
         rows = super().baselines()
-        if self.nsp_head is not None:
-            rows["val/nsp_acc"] = ("next-sentence accuracy", "chance", 0.5)
+        share = self.trainer.callback_metrics.get("val/nsp_random")
+        if share is not None:
+            rows["val/nsp_acc"] = ("next-sentence accuracy", "always the commoner answer", float(max(share, 1 - share)))
         return rows
 
     def figures(self, batch: Batch) -> dict[str, Any]:
