@@ -7,6 +7,9 @@ the same network with random weights: its untrained features for the probes, tra
 with the same epochs (0 for none) and augmentation. A ViT gets AdamW with the same peak learning rate on both sides,
 without layer-wise decay from scratch, since that is meant for layers that are already good. A ResNet gets SGD, by
 default with Anderson & Farrell's rates: 0.015 and ten times that for the classifier, 0.15 throughout from scratch.
+With `--lrs` both sides choose their rate from the same ones, by the accuracy on 2,000 training images outside of
+the labelled ones, and a ResNet's classifier learns as fast as the rest. With all labels there are none left to choose
+on: then each side keeps what it chose for the share before.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from lightning import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 from timm.models.resnet import ResNet
+from torch.utils.data import DataLoader, Subset
 
 import zoo
 from datamodules.image_classification import ImageClassificationDataModule
@@ -29,6 +33,9 @@ from datamodules.images import few_label_subset
 from zoo.module import ZooModule
 from zoo.tasks import ImageClassification, ResNetClassification
 from zoo.tasks.probes import Features, extract_features, knn_accuracy, linear_probe_accuracy
+
+CHOOSE_ON = 2000
+"""Images that `--lrs` are compared on."""
 
 
 def data(args: argparse.Namespace, fraction: float, image_size: int, augment: str) -> ImageClassificationDataModule:
@@ -50,9 +57,9 @@ def features(
     return extract_features(represent, train), extract_features(represent, held_out)
 
 
-def vit_task(args: argparse.Namespace, side: str, epochs: int) -> ImageClassification:
+def vit_task(args: argparse.Namespace, side: str, epochs: int, lr: float) -> ImageClassification:
     common = dict(
-        lr=args.lr if side == "pretrained" else args.scratch_lr,
+        lr=lr,
         mixup=0.0,
         cutmix=0.0,
         drop_path=0.0,
@@ -62,17 +69,19 @@ def vit_task(args: argparse.Namespace, side: str, epochs: int) -> ImageClassific
     return task if side == "pretrained" else ImageClassification(network=task.network, layer_decay=1.0, **common)
 
 
-def resnet_task(args: argparse.Namespace, side: str) -> ResNetClassification:
-    task = ResNetClassification(backbone=args.backbone, lr=args.lr)
+def resnet_task(args: argparse.Namespace, side: str, lr: float) -> ResNetClassification:
+    factor = {"head_lr_factor": 1.0} if args.lrs else {}
+    task = ResNetClassification(backbone=args.backbone, lr=lr, **factor)
     if side == "pretrained":
         return task
-    scratch = dict(lr=args.scratch_lr, weight_decay=1e-4, head_lr_factor=1.0)
+    scratch = dict(lr=lr, weight_decay=1e-4, head_lr_factor=1.0)
     return ResNetClassification(network=task.network, width=task.width, image_size=task.image_size, **scratch)
 
 
-def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int) -> float:
+def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int, lr: float) -> tuple[float, float]:
+    """Accuracy on the held-out images, and on training images without a label (0 where all have one)."""
     seed_everything(args.seed, verbose=False)
-    task = resnet_task(args, side) if args.resnet else vit_task(args, side, epochs)
+    task = resnet_task(args, side, lr) if args.resnet else vit_task(args, side, epochs, lr)
     source = data(args, fraction, task.image_size, "crop")
     trainer = Trainer(
         max_epochs=epochs, logger=False, enable_checkpointing=False, enable_model_summary=False,
@@ -80,7 +89,22 @@ def finetune(args: argparse.Namespace, side: str, fraction: float, epochs: int) 
         precision=args.precision,
     )  # fmt: skip
     trainer.fit(task, source)
-    return float(trainer.callback_metrics["val/acc1"])
+    accuracy = float(trainer.callback_metrics["val/acc1"])
+    if fraction == 1 or not args.lrs:
+        return accuracy, 0.0
+    whole = data(args, 1.0, task.image_size, "none")
+    whole.setup()
+    labels = whole.train_data.labels
+    rest = np.setdiff1d(np.arange(len(labels)), few_label_subset(labels, fraction, args.seed))
+    rest = np.random.default_rng(args.seed).permutation(rest)[:CHOOSE_ON]
+    loader = DataLoader(Subset(whole.train_data, rest.tolist()), args.batch)
+    task.eval()
+    right = 0
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=args.precision.startswith("bf16")):
+        for images, truth in loader:
+            guesses = task.classify(source.on_after_batch_transfer((images, None), 0)[0]).argmax(dim=1)
+            right += int((guesses == truth).sum())
+    return accuracy, right / len(rest)
 
 
 def main() -> None:
@@ -93,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--lr", type=float, help="of fine-tuning; by default 1e-3 for a ViT, 0.015 for a ResNet")
     parser.add_argument("--scratch-lr", type=float, help="from scratch; by default 1e-3 for a ViT, 0.15 for a ResNet")
+    parser.add_argument("--lrs", type=float, nargs="+", help="rates that either side chooses from, instead of the two")
     parser.add_argument("--precision", default="32-true", help="of the Trainer; bf16-mixed where that is faster")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=0)
@@ -119,6 +144,8 @@ def main() -> None:
     for side, model in sides.items():
         if args.only not in (None, side):
             continue
+        rates = args.lrs or [args.lr if side == "pretrained" else args.scratch_lr]
+        best = rates[0]
         source = data(args, max(args.fractions), model.hparams.image_size, "none")
         (train_x, train_y), held_out = features(args, model, source)
         labels = source.train_data.labels
@@ -130,8 +157,14 @@ def main() -> None:
             row["linear"] = linear_probe_accuracy(subset, held_out, max_iter=300)
             if epochs and not args.no_finetune:
                 started = time.time()
-                row["finetune"] = finetune(args, side, fraction, epochs)
-                row |= {"finetune_epochs": epochs, "finetune_seconds": round(time.time() - started)}
+                now = rates if fraction < 1 else [best]
+                tried = {lr: finetune(args, side, fraction, epochs, lr) for lr in now}
+                best = max(tried, key=lambda lr: tried[lr][1])
+                row["finetune"] = tried[best][0]
+                row |= {"finetune_epochs": epochs, "finetune_seconds": round(time.time() - started), "lr": best}
+                row["tried"] = {
+                    lr: dict(zip(("held out", "chosen by"), both, strict=True)) for lr, both in tried.items()
+                }
             rows.append(row)
             print(json.dumps(row), flush=True)
             if args.json:

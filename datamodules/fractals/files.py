@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +105,9 @@ def _read_npz(path: Path) -> list[Any]:
     try:
         with np.load(path, allow_pickle=False) as content:
             counts, systems = content["n"], content["systems"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # so can a damaged archive
         raise ZooError(f"{path} is no file of fractal systems: it should hold the arrays n and systems.") from error
-    if counts.ndim != 1 or systems.ndim != 4 or len(counts) != len(systems):
-        raise ZooError(f"{path}: n should be (k,) and systems (k, maps, 2, 3), not {counts.shape} and {systems.shape}.")
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or systems.ndim != 4 or len(counts) != len(systems):
+        shapes = f"{counts.shape} {counts.dtype} and {systems.shape}"
+        raise ZooError(f"{path}: n should be (k,) integers and systems (k, maps, 2, 3), not {shapes}.")
     return [system[: int(count)] for system, count in zip(systems, counts, strict=True)]

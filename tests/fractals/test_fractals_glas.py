@@ -125,6 +125,7 @@ def test_score_counts_what_can_be_scored():
         (lambda folder: ImageSegmentation(), "Give either"),
         (lambda folder: ImageSegmentation(network="resnet7"), "no encoder 'resnet7'"),
         (lambda folder: ImageSegmentation(backbone="droppos-vit-digits"), "ResNets only"),
+        (lambda folder: ImageSegmentation(backbone="fractal-resnet10-half"), "0.5 times the channels"),
         (lambda folder: data(folder, image_size=100), "multiple of 32"),
         (lambda folder: find_pairs(folder / "none", "train"), "There is no data folder"),
         (lambda folder: find_pairs(folder, "val"), r"no pictures val\*"),

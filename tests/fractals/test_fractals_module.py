@@ -79,7 +79,7 @@ def test_official_names_there_and_back():
 @pytest.mark.parametrize("task", ["multi_instance", "multi_class"])
 def test_training_runs_and_draws(task, tmp_path):
     model, data = FractalPretraining(task, **TINY), FractalsDataModule(task, **DATA)
-    report = [TransferReport([1], [0], steps=2)] if task == "multi_instance" else []
+    report = [TransferReport([1], [0], steps=8, lrs=[1e-9, 0.05], tuning_draws=1)] if task == "multi_instance" else []
     trainer = quiet_trainer(tmp_path, callbacks=[Figures(), *report])
     data.hparams.probe_root = "digits"
     trainer.fit(model, data)
@@ -87,7 +87,11 @@ def test_training_runs_and_draws(task, tmp_path):
     assert (tmp_path / "figures" / "classes.png").stat().st_size > 5_000
     if report:
         results = json.loads((tmp_path / "results_transfer.json").read_text())
-        assert set(results) == {"pre-trained", "from scratch"}
+        assert set(results) == {"pre-trained", "from scratch", "rates"}
+        assert set(results["rates"]["from scratch"]) == {"1"}
+        means = json.loads((tmp_path / "results.json").read_text())
+        assert means[0]["name"] == "average precision on new fractal pictures"
+        assert means[0]["value"] == pytest.approx(float(trainer.callback_metrics["val/average_precision"]), abs=1e-4)
         assert 0 < results["pre-trained"]["1"]["finetune"][0] < 1
     # One-cycle over six steps without warm-up: from lr down to lr / 25 / 1000.
     assert trainer.optimizers[0].param_groups[0]["lr"] < 0.02 / 10
@@ -234,3 +238,16 @@ def test_few_label_helpers():
     assert finetune_accuracy(model, data, data, steps=30, batch_size=8, seed=0) > 0.9
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_rate_is_chosen_on_images_without_a_label():
+    torch.manual_seed(0)
+    model = FractalPretraining(**TINY).eval()
+    images = torch.cat([torch.full((8, 3, 32, 32), 0.1), torch.full((8, 3, 32, 32), 0.9)])
+    data = (images + 0.05 * torch.randn_like(images), torch.tensor([0] * 8 + [1] * 8))
+    report = TransferReport([4], [0], steps=30, batch_size=8, lrs=[1e-9, 0.05, 1e9], tuning_draws=1)
+    assert report._choose_rate(lambda seed: model, data, 4) == 0.05
+    with pytest.raises(ZooError, match="8 labels a class leave no training images"):
+        report._choose_rate(lambda seed: model, data, 8)
+    with pytest.raises(ZooError, match="at least one entry"):
+        TransferReport(lrs=[])

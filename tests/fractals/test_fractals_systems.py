@@ -152,6 +152,7 @@ def test_bad_files(tmp_path, many):
         ("entry.pkl", pickle.dumps({"params": [{}]}), "entry 0, has no 'system'"),
         ("noise.pkl", b"noise", "no file of fractal systems"),
         ("noise.npz", b"noise", "arrays n and systems"),
+        ("empty.npz", b"", "arrays n and systems"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ZooError, match=message):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,21 +20,30 @@ from zoo.tasks.few_labels import Labelled, finetune_accuracy, labels_per_class
 from zoo.tasks.probes import linear_probe_accuracy
 
 Cell = dict[str, list[float]]
+_MOST_TO_CHOOSE_ON = 400
 
 
 class TransferReport(Callback):
     """After training: linear probe and fine-tuning on few labels of real images, pre-trained beside untrained.
 
     The data module gives the images with `labelled_dataloaders() -> (train, held out)`. "Untrained" is a fresh network
-    of the same kind for every seed. Prints a table of means and spreads over the seeds and writes
-    `<run folder>/results_transfer.json` (every single accuracy) and `results.json` (the means).
+    of the same kind for every seed. Both sides choose their learning rate from the same few, for each number of labels:
+    on draws of labels that are not reported, by the accuracy on training images that were not drawn. Held-out images
+    have no part in it.
+
+    Where the module has `held_out_scores(batch) -> {name: value}`, its own task comes first: the validation data,
+    before and after training.
+
+    Prints a table of means and spreads over the seeds and writes `<run folder>/results_transfer.json` (every single
+    accuracy, and the rates) and `results.json` (the means).
 
     Args:
         per_class: numbers of labels a class.
         seeds: each draws its own labels, classifier and untrained network.
         steps: optimiser steps of fine-tuning; batch_size: of its batches.
-        lr: fine-tuning rate of the pre-trained network, its classifier learns ten times as fast; scratch_lr: rate of
-            everything from scratch. The defaults are those of Anderson & Farrell 2022.
+        lrs: rates to choose from.
+        head_lr_factor: how many times as fast the classifier learns, on both sides.
+        tuning_draws: draws of labels that the rate is chosen with.
     """
 
     def __init__(
@@ -43,43 +52,83 @@ class TransferReport(Callback):
         seeds: Sequence[int] = (0, 1, 2),
         steps: int = 100,
         batch_size: int = 16,
-        lr: float = 0.015,
-        scratch_lr: float = 0.15,
+        lrs: Sequence[float] = (0.015, 0.05, 0.15),
+        head_lr_factor: float = 1.0,
+        tuning_draws: int = 2,
     ) -> None:
-        if not per_class or not seeds:
-            raise ZooError("TransferReport needs at least one entry in per_class and in seeds.")
-        self.per_class, self.seeds = list(per_class), list(seeds)
-        self.steps, self.batch_size, self.lr, self.scratch_lr = steps, batch_size, lr, scratch_lr
+        if not per_class or not seeds or not lrs:
+            raise ZooError("TransferReport needs at least one entry in per_class, in seeds and in lrs.")
+        if tuning_draws < 1:
+            raise ZooError(f"A rate is chosen with one draw of labels or more, not {tuning_draws}.")
+        self.per_class, self.seeds, self.lrs = list(per_class), list(seeds), list(lrs)
+        self.steps, self.batch_size, self.head_lr_factor = steps, batch_size, head_lr_factor
+        first = max(self.seeds) + 1
+        self.tuning_seeds = list(range(first, first + tuning_draws))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run or trainer.interrupted:
             return
         assert isinstance(pl_module, ZooModule)
-        was_training, rates = pl_module.training, {"pre-trained": self.lr, "from scratch": self.scratch_lr}
+        was_training = pl_module.training
+        pl_module.eval()
         train, test = (_collect(trainer, loader, pl_module.device) for loader in _loaders(trainer))
-        results: dict[str, dict[int, Cell]] = {
-            side: {n: {"linear": [], "finetune": []} for n in self.per_class} for side in rates
+        sides: dict[str, Callable[[int], ZooModule]] = {
+            "pre-trained": lambda seed: pl_module,
+            "from scratch": lambda seed: _untrained(pl_module, seed),
         }
-        for seed in self.seeds:
-            sides = {"pre-trained": pl_module.eval(), "from scratch": _untrained(pl_module, seed)}
-            for side, model in sides.items():
+        own = [_own_task(trainer, make(self.seeds[0])) for make in sides.values()]
+        rates = {side: {n: self._choose_rate(make, train, n) for n in self.per_class} for side, make in sides.items()}
+        results: dict[str, dict[int, Cell]] = {
+            side: {n: {"linear": [], "finetune": []} for n in self.per_class} for side in sides
+        }
+        for side, make in sides.items():
+            for seed in self.seeds:
+                model = make(seed)
                 features, held_out = _features(model, train), _features(model, test)
                 for count in self.per_class:
                     chosen = labels_per_class(train[1].cpu(), count, seed)
                     few = (features[0][chosen.numpy()], features[1][chosen.numpy()])
                     cell = results[side][count]
                     cell["linear"].append(linear_probe_accuracy(few, held_out))
-                    accuracy = finetune_accuracy(
-                        model, (train[0][chosen], train[1][chosen]), test, steps=self.steps, seed=seed,
-                        batch_size=self.batch_size, lr=rates[side], head_lr=max(self.scratch_lr, self.lr * 10),
-                    )  # fmt: skip
-                    cell["finetune"].append(accuracy)
+                    cell["finetune"].append(self._finetune(model, train, chosen, test, seed, rates[side][count]))
         pl_module.train(was_training)
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results_transfer.json").write_text(json.dumps(results, indent=2) + "\n")
-        (folder / "results.json").write_text(json.dumps(self._rows(results), indent=2) + "\n")
+        (folder / "results_transfer.json").write_text(json.dumps(results | {"rates": rates}, indent=2) + "\n")
+        first: list[dict[str, object]] = [
+            {"name": name, "value": value, "baseline": own[1][name], "baseline_name": "same network untrained"}
+            for name, value in own[0].items()
+        ]
+        (folder / "results.json").write_text(json.dumps(first + self._rows(results), indent=2) + "\n")
+        for row in first:
+            Console().print(f"{row['name']}: {row['value']:.1%} (untrained {row['baseline']:.1%})", highlight=False)
         self._print(results, len(test[1]))
+
+    def _choose_rate(self, make: Callable[[int], ZooModule], train: Labelled, count: int) -> float:
+        """The rate with the best mean accuracy on training images without a label, up to a few hundred of them."""
+        if len(self.lrs) == 1:
+            return self.lrs[0]
+        means = dict.fromkeys(self.lrs, 0.0)
+        for seed in self.tuning_seeds:
+            model, chosen = make(seed), labels_per_class(train[1].cpu(), count, seed)
+            others = torch.ones(len(train[1]), dtype=torch.bool)
+            others[chosen] = False
+            rest = others.nonzero()[:, 0]
+            if not len(rest):
+                raise ZooError(f"{count} labels a class leave no training images to choose a rate on: give one in lrs.")
+            rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))[:_MOST_TO_CHOOSE_ON]]
+            for lr in self.lrs:
+                means[lr] += self._finetune(model, train, chosen, (train[0][rest], train[1][rest]), seed, lr)
+        return max(means, key=lambda lr: means[lr])
+
+    def _finetune(
+        self, model: ZooModule, train: Labelled, chosen: Tensor, test: Labelled, seed: int, lr: float
+    ) -> float:
+        few = (train[0][chosen], train[1][chosen])
+        return finetune_accuracy(
+            model, few, test, steps=self.steps, batch_size=self.batch_size, lr=lr, head_lr=lr * self.head_lr_factor,
+            seed=seed,
+        )  # fmt: skip
 
     def _rows(self, results: dict[str, dict[int, Cell]]) -> list[dict[str, object]]:
         """The means as `ProbeReport` writes its rows."""
@@ -114,6 +163,20 @@ def _loaders(trainer: Trainer) -> tuple:
     if not hasattr(data, "labelled_dataloaders"):
         raise ZooError("TransferReport needs a data module with labelled_dataloaders().")
     return data.labelled_dataloaders()
+
+
+@torch.no_grad()
+def _own_task(trainer: Trainer, model: ZooModule) -> dict[str, float]:
+    """Means over the validation data of what the module says of its own task; nothing where it says nothing."""
+    if not hasattr(model, "held_out_scores"):
+        return {}
+    data, total, count = trainer.datamodule, dict[str, float](), 0  # type: ignore[attr-defined]
+    for batch in data.val_dataloader():
+        batch = data.on_after_batch_transfer(tuple(part.to(model.device) for part in batch), 0)
+        for name, value in model.held_out_scores(batch).items():
+            total[name] = total.get(name, 0.0) + value * len(batch[0])
+        count += len(batch[0])
+    return {name: value / count for name, value in total.items()}
 
 
 def _collect(trainer: Trainer, loader: object, device: torch.device) -> Labelled:

@@ -109,13 +109,13 @@ def render(
         raise ZooError(f"{output} is a file: give a folder, or a name that ends in .png.")
     elif output.is_dir() and any(output.iterdir()) and not force:
         raise ZooError(f"{output} is not empty: choose another folder, or write into it with --force.")
-    say_if_compiling()
     data = FractalsDataModule(
         "multi_instance" if kind is Kind.multi else "multi_class",
         image_size=max(size, 2), batch_size=1, num_classes=classes, per_class=per_class, seed=seed, mode=mode.value,
         systems=None if systems is None else str(systems), system_seed=seed, points=points, streams=1,
         num_workers=0, period=2 if kind is Kind.multi else 1,
     )  # fmt: skip
+    say_if_compiling()
     try:
         if sheet:
             _write_sheet(output, data, classes, size)

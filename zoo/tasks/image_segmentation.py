@@ -87,7 +87,11 @@ class ImageSegmentation(TunedTask):
             model = start_model(backbone)
             if not isinstance(model.backbone, ResNet):
                 raise ZooError(f"{backbone} has a {type(model.backbone).__name__}; the U-Net takes ResNets only.")
-            network = str(model.hparams.get("network"))
+            network, width = str(model.hparams.get("network")), model.hparams.get("width", 1.0)
+            if width != 1:
+                raise ZooError(
+                    f"{backbone} has {width} times the channels of {network}; the U-Net takes whole ones only."
+                )
             start = {key: value for key, value in model.backbone.state_dict().items() if not key.startswith("fc.")}
         assert network is not None
         if not network.startswith("resnet") or network not in get_encoder_names():

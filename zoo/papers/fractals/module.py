@@ -151,6 +151,12 @@ class FractalPretraining(ZooModule):
                 "data.num_classes to the same number."
             )
 
+    def held_out_scores(self, batch: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """Average precision or accuracy on a batch of pictures, for `zoo.callbacks.transfer_report.TransferReport`."""
+        name = "accuracy" if self.hparams.task == "multi_class" else "average precision"
+        (score,) = self.compute_loss(self.classify(batch[0]), batch[1])[1].values()
+        return {f"{name} on new fractal pictures": float(score)}
+
     def figures(self, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Pictures of a batch, for the Figures callback: classes side by side, and what the model finds in pictures."""
         from zoo.papers.fractals.figures import draw_classes, draw_predictions  # matplotlib is only needed here
