@@ -235,7 +235,7 @@ def test_few_label_helpers():
     data = (images, torch.tensor([0] * 8 + [1] * 8))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    assert finetune_accuracy(model, data, data, steps=30, batch_size=8, seed=0) > 0.9
+    assert finetune_accuracy(model, data, data, steps=100, batch_size=8, seed=0) > 0.9
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
