@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import re
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,18 @@ def test_killed_and_resumed_equals_never_killed(room):
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "loops"):
         assert not checkpoint_difference(expected[part], found[part], part)
     assert metrics(room.finished) == metrics(run), f"metrics.csv differs after going on from {middle.name}"
+
+
+def test_killed_while_reporting_and_resumed_reports_the_same(room):
+    """All that training leaves is there, nothing of what comes after it."""
+    run = room.folder / "unreported"
+    shutil.copytree(room.finished, run, ignore=shutil.ignore_patterns("results*", "report*", "figures"))
+    room.resume(run)
+    for path in room.finished.glob("results*.json"):
+        assert json.loads((run / path.name).read_text()) == json.loads(path.read_text()), path.name
+    pictures = {path.name for path in (room.finished / "figures").iterdir()}
+    assert {path.name for path in (run / "figures").iterdir()} == pictures
+    assert metrics(room.finished) == metrics(run)
 
 
 # ---------------------------------------------------------------------- seeds

@@ -311,6 +311,10 @@ class _After(Callback):
         self.strategy.release()
 
 
+Shares = _Before | _After
+"""The callbacks that share weights out and put them together."""
+
+
 def register_fsdp2() -> None:
     """Makes `fsdp2` a name that `trainer.strategy` takes."""
     if "fsdp2" not in StrategyRegistry:

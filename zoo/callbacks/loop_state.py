@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochStage
 from lightning.pytorch.trainer import call
 from torch import Tensor
 from torchmetrics import Metric
+
+from zoo.fsdp import Shares
 
 State = dict[str, Any]
 
@@ -76,8 +79,7 @@ def restore(trainer: Trainer, module: LightningModule, state: State) -> None:
         trainer._logger_connector._first_loop_iter = True  # the next batch is not the first: keep the running means
     if rank is not None:
         _restore_metrics(module, rank["metrics"])
-    shown = {name: torch.tensor(value, device=module.device) for name, value in state["shown"].items()}
-    trainer._logger_connector._callback_metrics.update(shown)
+    _show(trainer, module, state)
 
     loader = fit._combined_loader
     assert loader is not None
@@ -90,6 +92,35 @@ def restore(trainer: Trainer, module: LightningModule, state: State) -> None:
 
     if underway and loop._should_check_val_fx(fit._data_fetcher):  # type: ignore[arg-type]
         loop._batches_that_stepped -= 1  # Lightning passes by that validation and counts its batch again
+
+
+def repeat_validation(trainer: Trainer, module: LightningModule, state: State) -> None:
+    """The validation of the last epoch once more, and the metrics that `capture` found. Call from `on_fit_end`.
+
+    All callbacks see it except those that save or stop; nothing is logged. Collective.
+    """
+    connector, epoch = trainer._logger_connector, trainer.fit_loop.epoch_progress.current
+    callbacks, first = trainer.callbacks, connector._first_loop_iter
+    if trainer.enable_validation:
+        trainer.callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping | Shares)]
+        connector.log_metrics = lambda *args, **kwargs: None  # type: ignore[method-assign]
+        epoch.completed -= 1  # as it was then
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting = False
+        trainer.validating = True
+        try:
+            loop.run()
+        finally:
+            trainer.training = True
+            epoch.completed += 1
+            trainer.callbacks, connector._first_loop_iter = callbacks, first
+            del connector.log_metrics
+    _show(trainer, module, state)
+
+
+def _show(trainer: Trainer, module: LightningModule, state: State) -> None:
+    shown = {name: torch.tensor(value, device=module.device) for name, value in state["shown"].items()}
+    trainer._logger_connector._callback_metrics.update(shown)
 
 
 def resumes_within_epochs(trainer: Trainer) -> bool:

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.callbacks.completed import CompletedRun
 from zoo.callbacks.dry_run import DryRun
 from zoo.callbacks.resumable import KEY, ResumableCheckpoint, Stopped
 from zoo.callbacks.seeding import SeedEachStep
@@ -94,6 +95,7 @@ class RecipeCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, CompletedRun())
         if type(trainer.strategy) is DDPStrategy:
             ZooDDP.upgrade(trainer.strategy)
         elif type(trainer.strategy) is ModelParallelStrategy:
