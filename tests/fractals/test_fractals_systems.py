@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from scipy.stats import kstest
+from scipy.stats import ks_2samp, kstest
 
 from datamodules.fractals.files import read_systems, write_systems
 from datamodules.fractals.systems import (
@@ -44,6 +44,20 @@ def test_half_of_the_maps_reflect(many):
     assert abs(signs.mean() - 0.5) < 0.03
     translations = np.concatenate([system[:, :, 2].ravel() for system in many])
     assert kstest(translations, "uniform", (-1, 2)).pvalue > 1e-3
+
+
+def test_seeded_systems_are_distributed_as_those_of_one_stream(many):
+    """What recipes draw, each system from a seed of its own, beside the official sampler's single stream."""
+    seeded = [SeededSystems(2000, seed=8)(index) for index in range(2000)]
+    for n in (2, 3, 4):
+        ours, one = (np.array([system for system in systems if len(system) == n]) for systems in (seeded, many))
+        values = [np.array([singular_values_of(system) for system in systems]) for systems in (ours, one)]
+        for pair in range(n):  # they are not exchangeable: the last is larger
+            for which in (0, 1):
+                assert ks_2samp(*(value[:, pair, which] for value in values)).pvalue > 1e-4, (n, pair, which)
+        assert ks_2samp(*([sigma_factor(system) for system in systems] for systems in (ours, one))).pvalue > 1e-4
+        reflected = [(np.linalg.det(systems[..., :2]) < 0).mean() for systems in (ours, one)]
+        assert abs(reflected[0] - reflected[1]) < 0.06
 
 
 def test_seeded_systems_do_not_depend_on_their_number():
