@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules.fractals.files import read_systems
 from datamodules.images import open_images
 from zoo.cli.app import main
+from zoo.cli.fractals import Kind, Layout, _writer
 
 FEW = ["--classes", "5", "--per-class", "2", "--size", "32", "--points", "400"]
 
@@ -50,6 +51,27 @@ def test_several_fractals_a_picture(tmp_path):
     assert {int(label) for label in labels.split()} <= set(range(5))
 
 
+def test_rendering_anew_leaves_nothing_of_what_was_rendered(tmp_path):
+    """Two classes written over five would be read as five."""
+    out = tmp_path / "set"
+    main(["fractals", "render", str(out), *FEW])
+    for mine in ("00004/mine.png", "notes.txt"):
+        (out / mine).write_text("x")
+    for more in (["--layout", "webdataset"], ["--kind", "multi"], ["--classes", "2"]):
+        main(["fractals", "render", str(out), *FEW, *more, "--force"])
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert {"00004/mine.png", "notes.txt"} < left
+    assert {path.split("/")[0] for path in left} == {"00000", "00001", "00004", "notes.txt"}
+    assert len(left) == 4 + 2
+
+
+def test_class_folders_sort_by_number(tmp_path):
+    with _writer(tmp_path, Kind.single, Layout.folder, 1000, 100_001) as write:
+        for index, label in enumerate((100_000, 99_999, 7)):
+            write(index, b"", [label])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000007", "099999", "100000"]
+
+
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_webdataset_shards(tmp_path, kind):
     out = tmp_path / kind
@@ -70,6 +92,14 @@ def test_webdataset_shards(tmp_path, kind):
     ("arguments", "message"),
     [
         (["render", "OUT", "--size", "0"], "at least 1 pixel"),
+        (["render", "OUT/new", "--size", "1", "--kind", "multi"], "smaller than a pixel"),
+        (["render", "OUT/s.png", "--classes", "3000000"], "pixels wide"),
+        (["render", "OUT/s.jpg"], "written as .png"),
+        (["render", "OUT/s.png", "--kind", "multi"], "--kind is for data sets"),
+        (["render", "OUT/s.png", "--per-class", "3"], "--per-class is for data sets"),
+        (["render", "OUT/new", "--shard", "3"], "--shard is for --layout webdataset"),
+        (["sample", "OUT/x.npz", "--sigma", "4", "3"], "the smaller number first"),
+        (["sample", "OUT/x.npz", "--sigma", "9", "9"], "lies between"),
         (["render", "OUT/full"], "not empty"),
         (["render", "OUT/full/file.txt"], "is a file"),
         (["render", "OUT/new", "--systems", "OUT/none.npz"], "no file of fractal systems"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +43,12 @@ class RenderMode(StrEnum):
 
 
 SeedOption = Annotated[int, typer.Option(help="Of all draws.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+_OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".pdf")
+_SETS_ONLY = ("per_class", "kind", "layout", "shard")
+_WIDEST_SHEET = 30_000
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Overwrite what is there (of a folder, earlier renderings).")
+]
 
 
 @fractals.command("sample", epilog="Example:\n\nzoo fractals sample systems.npz --count 1000 --seed 7")
@@ -65,6 +72,8 @@ def sample(
         raise ZooError(f"Systems are written to a .npz file, not {output}.")
     if min_maps > max_maps:
         raise ZooError(f"--min-maps {min_maps} is more than --max-maps {max_maps}.")
+    if sigma is not None and sigma[0] > sigma[1]:
+        raise ZooError(f"--sigma is a range, the smaller number first, not {sigma[0]:g} {sigma[1]:g}.")
     _refuse_existing(output, force)
     systems = SeededSystems(count, seed, (min_maps, max_maps + 1), sigma, "uniform" if uniform else "paper")
     write_systems(output, [systems(index) for index in range(count)])
@@ -78,6 +87,7 @@ def sample(
     "zoo fractals render shards --kind multi --classes 1000 --per-class 10 --layout webdataset",
 )
 def render(
+    context: typer.Context,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="FILE.png for a sheet of classes, else a folder.")],
     classes: Annotated[int, typer.Option(min=1, help="Number of systems, a class each.")] = 100,
     per_class: Annotated[int, typer.Option(min=1, help="Pictures a class (data sets).")] = 10,
@@ -93,7 +103,7 @@ def render(
 ) -> None:
     """Render a sheet of classes (OUT ends in .png) or a data set (OUT is a folder).
 
-    Data sets: single pictures go to OUT/00042/000007.png, which every ImageFolder reader takes; pictures of several
+    Data sets: single pictures go to OUT/00042/0000007.png, which every ImageFolder reader takes; pictures of several
     fractals to OUT/images/ beside labels.csv. WebDataset shards hold NAME.png with NAME.cls or NAME.json. The recipes
     of the room train on any of these with --data.root OUT.
     """
@@ -103,16 +113,26 @@ def render(
     if size < 1:
         raise ZooError(f"--size is at least 1 pixel, not {size}.")
     sheet = output.suffix.lower() == ".png"
+    if output.suffix.lower() in _OTHER_PICTURES:
+        raise ZooError(f"Sheets are written as .png, not as {output.suffix}; a folder needs another name.")
+    without = _SETS_ONLY if sheet else () if layout is Layout.webdataset else ("shard",)
+    for name in without:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            need = "data sets: give a folder as OUT" if sheet else "--layout webdataset"
+            raise ZooError(f"--{name.replace('_', '-')} is for {need}.")
     if sheet:
         _refuse_existing(output, force)
+        _check_sheet(classes, size)
     elif output.exists() and not output.is_dir():
         raise ZooError(f"{output} is a file: give a folder, or a name that ends in .png.")
     elif output.is_dir() and any(output.iterdir()) and not force:
         raise ZooError(f"{output} is not empty: choose another folder, or write into it with --force.")
     data = FractalsDataModule(
         "multi_instance" if kind is Kind.multi else "multi_class",
-        image_size=max(size, 2), batch_size=1, num_classes=classes, per_class=per_class, seed=seed, mode=mode.value,
-        systems=None if systems is None else str(systems), system_seed=seed, points=points, streams=1,
+        image_size=max(size, 2) if sheet else size, batch_size=1, num_classes=classes,
+        per_class=per_class, seed=seed, mode=mode.value, system_seed=seed, points=points, streams=1,
+        systems=None if systems is None else str(systems),
         num_workers=0, period=2 if kind is Kind.multi else 1,
     )  # fmt: skip
     say_if_compiling()
@@ -121,21 +141,42 @@ def render(
             _write_sheet(output, data, classes, size)
             print(f"{output}: {classes} classes")
         else:
+            _remove_rendered(output)
             count = _write_dataset(output, data, kind, layout, shard)
             print(f"{output}: {count} pictures of {classes} classes, {data.num_redrawn} fractals drawn again")
     except OSError as error:
         raise ZooError(f"Cannot write {output}: {error.strerror or error}.") from error
 
 
-def _write_sheet(output: Path, data: Any, classes: int, size: int) -> None:
-    import math
+def _sheet_columns(classes: int) -> int:
+    return math.isqrt(classes - 1) + 1  # as wide as high
 
+
+def _check_sheet(classes: int, size: int) -> None:
+    side = _sheet_columns(classes) * (size + max(1, size // 32))
+    if side > _WIDEST_SHEET:
+        raise ZooError(f"The sheet would be {side} pixels wide, more than {_WIDEST_SHEET}: lower --classes or --size.")
+
+
+def _remove_rendered(output: Path) -> None:
+    """Takes away what an earlier rendering left in `output`, and nothing else: its classes would mix with the new."""
+    for pattern in ("images/*.png", "*/*.png", "labels.csv", "fractals-*.tar*"):
+        for path in output.glob(pattern):
+            if re.fullmatch(r"(images/|\d{5,}/)\d{7,}\.png|labels\.csv|fractals-\d{6,}\.tar(\.partial)?",
+                            path.relative_to(output).as_posix()):  # fmt: skip
+                path.unlink()
+    for folder in [*output.glob("[0-9]*"), output / "images"]:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write_sheet(output: Path, data: Any, classes: int, size: int) -> None:
     import numpy as np
     from matplotlib import colormaps
     from PIL import Image
 
-    columns = math.ceil(math.sqrt(classes))
-    rows, gap = math.ceil(classes / columns), max(1, size // 32)
+    columns, gap = _sheet_columns(classes), max(1, size // 32)
+    rows = math.ceil(classes / columns)
     canvas = np.full((rows * (size + gap) + gap, columns * (size + gap) + gap, 3), 40, np.uint8)
     with _progress(classes) as advance:
         for label in range(classes):
@@ -156,7 +197,7 @@ def _write_dataset(output: Path, data: Any, kind: Kind, layout: Layout, shard: i
     data.setup()
     output.mkdir(parents=True, exist_ok=True)
     count = len(data.train_data)
-    with _progress(count) as advance, _writer(output, kind, layout, shard) as write:
+    with _progress(count) as advance, _writer(output, kind, layout, shard, data.num_classes) as write:
         for index in range(count):
             picture, label = data.train_data[(0, index)]
             image = Image.fromarray(picture.permute(1, 2, 0).numpy())
@@ -169,8 +210,9 @@ def _write_dataset(output: Path, data: Any, kind: Kind, layout: Layout, shard: i
 
 
 @contextmanager
-def _writer(output: Path, kind: Kind, layout: Layout, shard: int) -> Iterator[Any]:
+def _writer(output: Path, kind: Kind, layout: Layout, shard: int, classes: int) -> Iterator[Any]:
     """Gives `write(index, png, labels)` for one of the four forms."""
+    digits = max(5, len(str(classes - 1)))  # readers number the folders in the order of their names
     if layout is Layout.webdataset:
         with _shards(output, kind, shard) as write:
             yield write
@@ -178,7 +220,7 @@ def _writer(output: Path, kind: Kind, layout: Layout, shard: int) -> Iterator[An
     table: list[str] = ["file,labels"]
 
     def write(index: int, png: bytes, labels: list[int]) -> None:
-        folder = output / ("images" if kind is Kind.multi else f"{labels[0]:05d}")
+        folder = output / ("images" if kind is Kind.multi else f"{labels[0]:0{digits}d}")
         folder.mkdir(exist_ok=True)
         (folder / f"{index:07d}.png").write_bytes(png)
         table.append(f"images/{index:07d}.png,{' '.join(map(str, labels))}")

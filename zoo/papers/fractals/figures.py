@@ -59,7 +59,7 @@ def draw_predictions(
 
 
 def _grid(rows: int, columns: int, size: tuple[float, float], **spec: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of `size` inches with bare axes. Spaces are set, not found: `tight_layout` takes a second for 40 axes."""
+    """A figure of `size` inches with bare axes. Spaces are set: to find them, `tight_layout`, takes a second for 40."""
     spec |= {"left": 0.01, "right": 0.99, "bottom": 0.01, "top": 1 - 0.25 / size[1], "wspace": 0.06, "hspace": 0.2}
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, gridspec_kw=spec)
     for axis in axes.flat:
