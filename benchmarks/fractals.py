@@ -2,11 +2,13 @@
 
     python benchmarks/fractals.py speed --official OFFICIAL_CLONE --json out.json
     python benchmarks/fractals.py same --systems 300
+    python benchmarks/fractals.py scaling
     python benchmarks/fractals.py gpu --device cuda
 
 `speed` alternates the official code and both of our modes on the same systems within one process and one thread, and
 counts seconds of computing, so that neighbours on the machine matter less.
-`same` compares the fast renderer with the exact one over many systems. `gpu` times the renderer on tensors and a
+`same` compares the fast renderer with the exact one over many systems. `scaling`: time beside points, pictures and
+classes, each size in a process of its own for its memory. `gpu` times the renderer on tensors and a
 ResNet-50's training step.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import alternate, machine, median, resident_bytes, write_report
+from common import alternate, in_own_process, machine, median, resident_bytes, write_report
 
 from datamodules.fractals import FractalsDataModule
 from datamodules.fractals.colour import draw_background
@@ -206,6 +209,30 @@ def same(args: argparse.Namespace) -> None:
     write_report(report, args.json)
 
 
+def scaling(args: argparse.Namespace) -> None:
+    """Ten times the points or pictures should take ten times as long, a thousand times the classes no more memory."""
+    sizes = [(1000, 300, points) for points in (10_000, 100_000, 1_000_000)]
+    sizes += [(1000, 3000, 100_000), (1_000_000, 300, 100_000)]
+    rows = [in_own_process(__file__, "one-size", "--size", *map(str, size)) for size in sizes]
+    report = dict(benchmark="fractals scaling", settings={"size": SIZE, "task": "multi_instance"},
+                  machine=machine("cpu"), rows=rows, notes=[])  # fmt: skip
+    write_report(report, args.json)
+
+
+def one_size(args: argparse.Namespace) -> None:
+    """Prints the row of one size as JSON: seconds of computing of `pictures`, once window and caches are full."""
+    torch.set_num_threads(1)
+    classes, pictures, points = args.size
+    data = FractalsDataModule(num_classes=classes, points=points, streams=1, window=64, num_workers=0, val_images=1)
+    data.setup()
+    for index in range(64):
+        data.train_data[(0, index)]
+    at = iter(range(64, 10**9))
+    seconds = cpu_seconds(lambda: data.train_data[(0, next(at))], pictures) * pictures
+    row = {"classes": classes, "pictures": pictures, "points": points, "seconds": seconds}
+    print(json.dumps(row | {"ms a picture": 1000 * seconds / pictures, "peak MiB": resident_bytes("VmHWM") / 2**20}))
+
+
 def gpu(args: argparse.Namespace) -> None:
     from torchvision.models import resnet50
 
@@ -231,9 +258,10 @@ def gpu(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "same", "gpu"])
+    parser.add_argument("what", choices=["speed", "same", "scaling", "one-size", "gpu"])
     parser.add_argument("--official", metavar="CLONE", help="clone of the official repository, for speed")
     parser.add_argument("--systems", type=int, default=300, help="for same")
+    parser.add_argument("--size", type=int, nargs=3, metavar=("CLASSES", "PICTURES", "POINTS"), help="for one-size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=30, help="for speed: runs of one measurement")
     parser.add_argument("--seconds", type=float, default=0.3, help="for gpu: least time of one measurement")
@@ -242,7 +270,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for gpu")
     parser.add_argument("--json")
     args = parser.parse_args()
-    {"speed": speed, "same": same, "gpu": gpu}[args.what](args)
+    runs = {"speed": speed, "same": same, "scaling": scaling, "one-size": one_size, "gpu": gpu}
+    runs[args.what](args)
 
 
 if __name__ == "__main__":
