@@ -162,11 +162,11 @@ class FractalPretraining(ZooModule):
         from zoo.papers.fractals.figures import draw_classes, draw_predictions  # matplotlib is only needed here
 
         images, labels = batch
-        scores = self.classify(images[:6]).float()
+        scores = self.classify(images[:4]).float()
         scores = scores.sigmoid() if self.hparams.task == "multi_instance" else scores.softmax(-1)
         look = getattr(getattr(self.trainer, "datamodule", None), "class_picture", None)
         drawn = {
-            "predictions": draw_predictions(images[:6], labels[:6], scores, self.hparams.mean, self.hparams.std, look)
+            "predictions": draw_predictions(images[:4], labels[:4], scores, self.hparams.mean, self.hparams.std, look)
         }
         if look is not None:
             drawn["classes"] = draw_classes(look, min(self.hparams.num_classes, 40))
