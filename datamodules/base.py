@@ -41,6 +41,10 @@ class ZooDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ZooError(f"batch_size is at least 1, not {batch_size}.")
+        if num_workers < 0:
+            raise ZooError(f"num_workers is 0 (none) or more, not {num_workers}.")
+        if std is not None and min(std) <= 0:
+            raise ZooError(f"std is above 0 in every channel, not {list(std)}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory

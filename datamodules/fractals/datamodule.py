@@ -118,6 +118,9 @@ class FractalsDataModule(ZooDataModule):
             raise ZooError("Two views of a fractal are rendered as one goes: data.root has no use for the task views.")
         if task != "multi_class" and not (color and background):
             raise ZooError("color and background can only be left out of multi_class pictures.")
+        for name, value in (("per_class", per_class), ("val_images", val_images)):
+            if value < 1:
+                raise ZooError(f"{name} is at least 1, not {value}.")
         if systems is not None:
             self.systems: Any = read_systems(systems, num_classes, allow_expansion)
         else:
