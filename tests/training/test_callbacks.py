@@ -12,11 +12,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from datamodules.droppos import DropPosDataModule
+from zoo.callbacks.completed import CompletedRun
 from zoo.callbacks.dry_run import DryRun
 from zoo.callbacks.ema import EMA
 from zoo.callbacks.figures import Figures
 from zoo.callbacks.modes import evaluating
 from zoo.callbacks.online_probe import OnlineProbe
+from zoo.callbacks.resumable import ResumableCheckpoint
+from zoo.callbacks.seeding import SeedEachStep
 from zoo.callbacks.throughput import Throughput, first_dimension
 from zoo.flops import peak_flops
 from zoo.loggers import MetricsCSV
@@ -138,6 +141,53 @@ def test_looking_at_a_model_leaves_frozen_parts_alone(tmp_path):
     with pytest.raises(RuntimeError), evaluating(module):
         raise RuntimeError
     assert [part.training for part in module.modules()] == before
+
+
+class Ends(L.Callback):
+    """What a report sees at the end of a run, and what validation came before it."""
+
+    def __init__(self):
+        self.validated, self.seen = [], {}
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            self.validated.append(trainer.current_epoch)
+
+    def on_fit_end(self, trainer, pl_module):
+        self.seen = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        self.stage = trainer.state.stage
+
+
+class Saves(L.pytorch.callbacks.Checkpoint):
+    validated = 0
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validated += not trainer.sanity_checking
+
+
+@pytest.mark.parametrize(
+    "limits", [dict(max_epochs=2), dict(max_epochs=3, check_val_every_n_epoch=2), dict(max_steps=6)]
+)
+def test_a_run_with_nothing_left_to_train_gives_its_reports_what_they_had(tmp_path, limits):
+    first, again, saves = Ends(), Ends(), Saves()
+    for ends, more in ((first, []), (again, [saves])):
+        L.seed_everything(0)
+        module = DropPos(image_size=16, patch_size=4, embed_dim=24, depth=1, num_heads=2, decoder_embed_dim=16,
+                         decoder_depth=1, decoder_num_heads=2, mask_ratio=0.25, lr=1e-2, warmup_epochs=0)  # fmt: skip
+        trainer = L.Trainer(
+            accelerator="cpu", limit_train_batches=4, limit_val_batches=1, logger=MetricsCSV(tmp_path),
+            callbacks=[CompletedRun(), EMA(0.5), ends, SeedEachStep(), ResumableCheckpoint(), *more],
+            enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **limits,
+        )  # fmt: skip
+        data = DropPosDataModule("digits", image_size=16, batch_size=32, num_workers=0)
+        before = (tmp_path / "metrics.csv").read_bytes() if more else b""
+        trainer.fit(module, datamodule=data, ckpt_path=tmp_path / "checkpoints" / "last.ckpt" if more else None)
+    assert again.seen == first.seen
+    assert any(key.startswith("val/") for key in first.seen)
+    assert again.stage == first.stage
+    assert again.validated == [trainer.current_epoch - 1]
+    assert saves.validated == 0
+    assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
 def test_figures_are_of_the_first_batch_of_the_first_loader(tmp_path):
