@@ -19,9 +19,10 @@ TASKS = {"single": "multi_class", "multi": "multi_instance"}
 
 
 def render(folder, kind, layout):
+    shards = ["--shard", "7"] if layout == "webdataset" else []
     main([
         "fractals", "render", str(folder), "--classes", str(CLASSES), "--per-class", str(PER_CLASS),
-        "--size", str(SIZE), "--points", "400", "--seed", "3", "--kind", kind, "--layout", layout, "--shard", "7",
+        "--size", str(SIZE), "--points", "400", "--seed", "3", "--kind", kind, "--layout", layout, *shards,
     ])  # fmt: skip
 
 
