@@ -257,7 +257,11 @@ def _go(cli: RecipeCLI, folder: Path, dry_run: bool, checkpoint: Path | None) ->
     if rank_zero_only.rank == 0 and not dry_run:
         print(f"{header.get('title', 'Recipe')}\nWriting to {folder}\n", flush=True)
     start = checkpoint or cli.config.get("ckpt_path")
-    getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=start)
+    try:
+        getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=start)
+    except ZooError:
+        print(flush=True)  # off the progress bar's line
+        raise
     if cli.trainer.interrupted:
         print(f"\nStopped. What there is lies in {folder}.")
         sys.exit(130)
