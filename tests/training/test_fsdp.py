@@ -129,6 +129,20 @@ def test_a_recipe_under_fsdp2_is_the_recipe_under_ddp_killed_and_resumed_too(tmp
     assert_close(weights_of(tmp_path / "moved"), weights_of(ddp))
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_killed_while_it_reports_reports_when_resumed(tmp_path, strategy):
+    recipe, run = recipe_with_watchers(tmp_path), tmp_path / "run"
+    assert launch(main, 2, tmp_path / "log0", arguments(recipe, run, strategy)) == [0, 0], logs(tmp_path / "log0")
+    expected = rows(run)
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "figures")
+    resume = [*arguments(recipe, run, strategy), "--resume"]
+    assert launch(main, 2, tmp_path / "log1", resume) == [0, 0], logs(tmp_path / "log1")
+    for one, other in zip(rows(run), expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+    assert list((run / "figures").glob("*.png"))
+
+
 def model_input() -> Any:
     from PIL import Image
 
