@@ -176,7 +176,7 @@ def test_a_run_with_nothing_left_to_train_gives_its_reports_what_they_had(tmp_pa
                          decoder_depth=1, decoder_num_heads=2, mask_ratio=0.25, lr=1e-2, warmup_epochs=0)  # fmt: skip
         trainer = L.Trainer(
             accelerator="cpu", limit_train_batches=4, limit_val_batches=1, logger=MetricsCSV(tmp_path),
-            callbacks=[CompletedRun(), EMA(0.5), ends, SeedEachStep(), ResumableCheckpoint(), *more],
+            callbacks=[CompletedRun(), EMA(0.5), ends, Throughput(), SeedEachStep(), ResumableCheckpoint(), *more],
             enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, **limits,
         )  # fmt: skip
         data = DropPosDataModule("digits", image_size=16, batch_size=32, num_workers=0)

@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.loops.fit_loop import RestartStage as FitStage
 from lightning.pytorch.loops.training_epoch_loop import RestartStage as EpochStage
 from lightning.pytorch.trainer import call
 from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.callbacks.seeding import SeedEachStep
 from zoo.fsdp import Shares
 
 State = dict[str, Any]
@@ -97,12 +98,13 @@ def restore(trainer: Trainer, module: LightningModule, state: State) -> None:
 def repeat_validation(trainer: Trainer, module: LightningModule, state: State) -> None:
     """The validation of the last epoch once more, and the metrics that `capture` found. Call from `on_fit_end`.
 
-    All callbacks see it except those that save or stop; nothing is logged. Collective.
+    Seen by the callbacks that report (they have an `on_fit_end`), the bar, seeds and averages of weights, which no
+    training has to precede; nothing is logged. Collective.
     """
     connector, epoch = trainer._logger_connector, trainer.fit_loop.epoch_progress.current
     callbacks, first = trainer.callbacks, connector._first_loop_iter
     if trainer.enable_validation:
-        trainer.callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping | Shares)]
+        trainer.callbacks = [c for c in callbacks if _has_part(c)]
         connector.log_metrics = lambda *args, **kwargs: None  # type: ignore[method-assign]
         epoch.completed -= 1  # as it was then
         loop = trainer.fit_loop.epoch_loop.val_loop
@@ -116,6 +118,13 @@ def repeat_validation(trainer: Trainer, module: LightningModule, state: State) -
             trainer.callbacks, connector._first_loop_iter = callbacks, first
             del connector.log_metrics
     _show(trainer, module, state)
+
+
+def _has_part(callback: Callback) -> bool:
+    if isinstance(callback, Checkpoint | Shares):
+        return False
+    reports = type(callback).on_fit_end is not Callback.on_fit_end
+    return reports or isinstance(callback, ProgressBar | SeedEachStep | WeightAveraging)
 
 
 def _show(trainer: Trainer, module: LightningModule, state: State) -> None:
