@@ -62,8 +62,9 @@ class FaceCrops(Dataset):
         try:
             if isinstance(source, np.ndarray):
                 return Image.fromarray(source.astype(np.uint8)).convert("RGB")
-            # Boxes and landmarks are in pixels as stored; a whole picture is turned upright.
-            return decode(Path(source).read_bytes(), exif=self.task == "attributes").convert("RGB")
+            # Boxes, landmarks and meshes are in pixels as stored; any other picture is turned upright.
+            whole = self.annotations.boxes is None and self.task not in ("landmarks", "reconstruction3d")
+            return decode(Path(source).read_bytes(), exif=whole).convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
             raise ZooError(
@@ -191,7 +192,10 @@ class FaceTaskDataModule(ZooDataModule):
             names = [{path.parent.name for path in part.images} for part in parts]
             both = sorted(names[0] & names[1])
             if both:
-                raise ZooError(f"{len(both)} identity folders are in both train and test: results would be too good.")
+                raise ZooError(
+                    f"{len(both)} of the identity folders are in both {root / 'train'} and {root / 'test'}, which "
+                    "flatters results: leave each person on one side."
+                )
             parts[1].subjects = parts[1].targets + len(names[0])
             outputs, scales = int(parts[0].targets.max()) + 1, [None, None]
         elif h.dataset == "folders":
