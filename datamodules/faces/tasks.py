@@ -20,6 +20,7 @@ from datamodules.faces.rendered_tasks import rendered_tasks
 from datamodules.faces.shots import check_disjoint, few_shot, read_index_file
 from datamodules.faces.sources import decode
 from zoo.errors import ZooError, did_you_mean
+from zoo.pixels import to_rgb
 
 DATASETS = {
     "recognition": ("rendered", "identities"),
@@ -64,7 +65,7 @@ class FaceCrops(Dataset):
                 return Image.fromarray(source.astype(np.uint8)).convert("RGB")
             # Boxes, landmarks and meshes are in pixels as stored; any other picture is turned upright.
             whole = self.annotations.boxes is None and self.task not in ("landmarks", "reconstruction3d")
-            return decode(Path(source).read_bytes(), exif=whole).convert("RGB")
+            return to_rgb(decode(Path(source).read_bytes(), exif=whole))
         except (OSError, ValueError, SyntaxError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
             raise ZooError(
