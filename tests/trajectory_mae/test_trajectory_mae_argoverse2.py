@@ -133,6 +133,9 @@ def test_the_folder_goes_through_training_scoring_and_pictures(tmp_path, capsys)
     zoo_main(["driving", "plot", str(files[0]), "--model", "trajectory-mae-town", "-o", str(target)])
     assert "2 lanes, 3 road users, with the truth" in capsys.readouterr().out
     assert target.is_file()
+    zoo_main(["predict", "trajectory-mae-town", str(tmp_path / "av2" / "test"), "-o", str(tmp_path / "f.json")])
+    (forecast,) = json.loads((tmp_path / "f.json").read_text()).values()
+    assert np.shape(forecast["trajectories"]) == (6, 30, 2)
     with pytest.raises(SystemExit) as stop:
         zoo_main(["driving", "submit", "trajectory-mae-town", str(tmp_path / "av2"), "-o", str(tmp_path / "s.h5")])
     assert stop.value.code == 2
