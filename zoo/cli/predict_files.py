@@ -235,7 +235,8 @@ def _forecasts(model: Any, files: Sequence[Path], output: Path, skip_bad: bool, 
     found = {}
     # Argoverse 2 has a folder for each scenario.
     scenarios = {path: scenario_files(path) for path in files if path.is_dir()}
-    for file in (one for path in files for one in scenarios.get(path) or expand([path], "*.csv")):
+    rest = [path for path in files if not scenarios.get(path)]
+    for file in [one for inside in scenarios.values() for one in inside] + (expand(rest, "*.csv") if rest else []):
         raw = file if map_dir is None else {"scene": file, "map": map_dir}
         batch = _try(lambda raw=raw: model.preprocess(raw), skip_bad)
         if batch is None:
