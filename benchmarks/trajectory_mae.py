@@ -1,9 +1,11 @@
-"""The driving room measured: speed beside the official preprocessing, rules on many maps, statistics, the two masks.
+"""The driving room measured: speed beside the official preprocessing, rules on many maps, statistics, the two masks,
+what a pre-trained encoder is worth beside a random one.
 
     python benchmarks/trajectory_mae.py speed --scenes 500 --official DENSETNT/src     # one core
     python benchmarks/trajectory_mae.py rules --maps 3000
     python benchmarks/trajectory_mae.py statistics --released FOLDER_OF_CSVS
     python benchmarks/trajectory_mae.py masks --runs RUN_FOLDERS
+    python benchmarks/trajectory_mae.py transfer --runs RUN_FOLDERS --epochs 10        # and again with --frozen
 
 Rates of `speed` are of CPU seconds of this process, so that a busy neighbour does not lower them. The official
 preprocessing is DenseTNT's, which the paper's repository carries on; a scene there becomes a compressed pickle.
@@ -26,7 +28,7 @@ import torch
 from common import machine, resident_bytes, write_report
 from trajectory_mae_official import official_pipeline
 
-from datamodules.trajectory_mae import SceneDataset, to_batch
+from datamodules.trajectory_mae import DrivingDataModule, SceneDataset, to_batch
 from zoo.driving.agents import Rules, drive
 from zoo.driving.audit import PERCENTILES, statistics, worst
 from zoo.driving.features import agent_vectors, lane_vectors
@@ -35,7 +37,9 @@ from zoo.driving.scenes import Scene, Track, read_scene, write_scene
 from zoo.driving.store import SceneStore
 from zoo.driving.synthesis import generate_scenes
 from zoo.driving.towns import make_town
+from zoo.loading import load
 from zoo.papers.trajectory_mae import TrajectoryForecaster, TrajectoryMAE
+from zoo.papers.trajectory_mae.report import ForecastReport
 
 Rows = list[dict[str, Any]]
 
@@ -185,6 +189,45 @@ def masks(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def transfer(args: argparse.Namespace) -> Rows:
+    """Forecasters from each run's encoder and from random ones, `seeds` times on the same few scenes: mean and range.
+
+    `rank` is the effective rank (exponential of the entropy of the squared singular values) of the lanes' states
+    before fine-tuning: how many directions the encoder tells lanes apart in.
+    """
+    torch.set_num_threads(1)
+    report = ForecastReport(args.epochs, 16, args.lr)
+    few, held_out = DrivingDataModule(generated_size=args.town, unseen_train=args.scenes).unseen_scenes()
+    probe = to_batch([few[i] for i in range(min(48, len(few)))])
+    starts = {str(run): load(str(run)) for run in args.runs}
+    shape = {key: next(iter(starts.values())).hparams[key] for key in ("width", "depth", "normalise")}
+    rows: Rows = []
+    for name, start in {**starts, "random": None}.items():
+        found: dict[str, list[float]] = {}
+        for seed in range(args.seeds):
+            torch.manual_seed(seed)
+            model = TrajectoryForecaster(**shape)
+            if start is not None:
+                model.load_encoder(start.state_dict())
+            with torch.no_grad():
+                lanes = model.backbone(probe)[3][probe["lane_length"] > 0]
+                share = torch.linalg.svdvals(lanes - lanes.mean(0)).square()
+                share = share / share.sum()
+            if args.frozen:
+                model.backbone.requires_grad_(False)
+            report.train(model, few, seed, args.lr)
+            outcome = report.score(held_out, model.device, lambda batch, m=model: m.predict(batch)[0])
+            outcome["rank"] = float((-(share * share.clamp_min(1e-12).log()).sum()).exp())
+            for key, value in outcome.items():
+                found.setdefault(key, []).append(value)
+        row: dict[str, Any] = {"encoder from": name, "seeds": args.seeds}
+        for key, values in found.items():
+            row[key] = float(np.mean(values))
+            row[f"{key} range"] = f"{min(values):.3g} to {max(values):.3g}"
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
@@ -202,10 +245,21 @@ def main() -> None:
     mode.add_argument("--released", help="folder of the released scenes")
     mode = modes.add_parser("masks")
     mode.add_argument("--runs", nargs="+", required=True, help="run folders of the quickstart")
+    mode = modes.add_parser("transfer")
+    mode.add_argument("--runs", nargs="+", required=True, help="run folders of the quickstart")
+    mode.add_argument("--scenes", type=int, default=64, help="to fine-tune on")
+    mode.add_argument("--epochs", type=int, default=10)
+    mode.add_argument("--lr", type=float, default=2e-3)
+    mode.add_argument("--seeds", type=int, default=3)
+    mode.add_argument("--town", type=int, default=8, help="crossings a side")
+    mode.add_argument("--frozen", action="store_true", help="train the forecaster's decoder alone")
     for mode in modes.choices.values():
         mode.add_argument("--json")
     args = parser.parse_args()
-    rows = {"speed": speed, "rules": rules, "statistics": released_and_ours, "masks": masks}[args.mode](args)
+    choices = {
+        "speed": speed, "rules": rules, "statistics": released_and_ours, "masks": masks, "transfer": transfer,
+    }  # fmt: skip
+    rows = choices[args.mode](args)
     report = {
         "benchmark": f"trajectory_mae {args.mode}",
         "settings": {key: value for key, value in vars(args).items() if key not in ("mode", "json")},

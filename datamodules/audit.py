@@ -118,6 +118,16 @@ class Audit:
             self.facts[name] = f"{low:g}{unit}" if low == high else f"{low:g} to {high:g}{unit}, median {middle:g}"
 
 
+def both_sides(module: Any, what: str = "samples") -> tuple[Audit, dict[str, Any], dict[str, int]]:
+    """How an audit of `train_data` and `val_data` begins: the audit, each side's data, how many samples it has."""
+    module.setup()
+    data = {"training": module.train_data, "validation": module.val_data}
+    counts = {side: len(part) for side, part in data.items()}
+    found = Audit()
+    found.sides(counts, what)
+    return found, data, counts
+
+
 def opened(audit: Audit, count: int, side: str) -> Iterator[int]:
     """The numbers of the samples to open, with a progress bar; says so where they are not all."""
     from rich.console import Console

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from datamodules.folds import held_out_by_fold
 from zoo.errors import ZooError
+from zoo.pixels import to_rgb
 
 Split = Literal["train", "val"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -65,8 +66,7 @@ class ImageDataset(Dataset):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # corrupt EXIF and palette transparency say nothing about the pixels
-                image = self.read(index)
-                return image if image.mode == "RGB" else image.convert("RGB")
+                return to_rgb(self.read(index))
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
             raise self.unreadable(index, error) from error
 

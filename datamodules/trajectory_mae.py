@@ -1,5 +1,5 @@
-"""Driving scenes as padded vector batches: Argoverse 1 on disk, scenes written by `zoo driving synthesize`, or a town
-that is made up in memory."""
+"""Driving scenes as padded vector batches: Argoverse 1 or 2 on disk, scenes written by `zoo driving synthesize`, or a
+town that is made up in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.audit import Audit, bytes_key, most_common, read_all
+from datamodules.audit import Audit, both_sides, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from datamodules.folds import check_fold, held_out_by_fold
+from zoo.driving.argoverse2 import is_scenario
 from zoo.driving.features import LocalScene, Sample, collate, make_sample
+from zoo.driving.files import scene_files
 from zoo.driving.maps import VectorMap, find_map_folder, write_map
 from zoo.driving.scenes import Scene, write_scene
 from zoo.driving.store import SceneStore
@@ -60,8 +62,10 @@ class DrivingDataModule(ZooDataModule):
 
     Args:
         root: a folder with `train/data/*.csv`, `val/data/*.csv` (to predict, `test_obs/data/*.csv`) as in Argoverse 1,
-            or one with CSVs in it, of whose runs `val_fraction` is held out; or "generated".
-        map_dir: the `map_files` folder; None looks in `root` and above it.
+            or one with CSVs in it, of whose runs `val_fraction` is held out; or Argoverse 2's motion forecasting
+            (`train/<id>/scenario_<id>.parquet` with its map, `val`, `test`), of which 2 s before and 3 s after the
+            present are taken; or "generated".
+        map_dir: the `map_files` folder of Argoverse 1; None looks in `root` and above it.
         task: "pretrain" or "forecast".
         batch_size: scenes of one step on one device.
         limit_train: take only the first so many training scenes, for low-data studies; None takes all.
@@ -138,8 +142,11 @@ class DrivingDataModule(ZooDataModule):
             if h.root == GENERATED:
                 self.predict_data = self._generated(h.seed, h.generated_runs, h.augmented_share)[1]
             else:
-                folder = "val" if h.predict_split == "val" else "test_obs"
-                store = self._store(_csv_files(Path(h.root).expanduser() / folder), need_future=False)
+                root = Path(h.root).expanduser()
+                first = "test_obs" if (root / "test_obs").is_dir() else "test"  # Argoverse 1, Argoverse 2
+                store = self._store(
+                    scene_files(root / ("val" if h.predict_split == "val" else first)), need_future=False
+                )
                 self.predict_data = SceneDataset(store, history_only=True)
 
     def _generated(self, seed: int, runs: int, share: float) -> tuple[SceneDataset, SceneDataset]:
@@ -158,9 +165,9 @@ class DrivingDataModule(ZooDataModule):
     def _from_folder(self) -> tuple[SceneDataset, SceneDataset]:
         root = Path(self.hparams.root).expanduser()
         if (root / "train").is_dir() and self.hparams.folds is None:
-            train, val = (self._store(_csv_files(root / split)) for split in ("train", "val"))
+            train, val = (self._store(scene_files(root / split)) for split in ("train", "val"))
             return SceneDataset(train, self.history_only), SceneDataset(val, self.history_only)
-        store = self._store(_csv_files(root / "train" if (root / "train").is_dir() else root))
+        store = self._store(scene_files(root / "train" if (root / "train").is_dir() else root))
         # Windows of one run overlap, so a run is on one side; held-out runs are spread over the names.
         runs = list(dict.fromkeys(_run_name(name) for name in store.names))
         if len(runs) < 2:
@@ -185,7 +192,9 @@ class DrivingDataModule(ZooDataModule):
         from rich.progress import Progress
 
         h = self.hparams
-        maps = Path(h.map_dir).expanduser() if h.map_dir else find_map_folder(Path(h.root).expanduser())
+        maps = Path(h.map_dir).expanduser() if h.map_dir else None
+        if maps is None and not all(map(is_scenario, files)):
+            maps = find_map_folder(Path(h.root).expanduser())
         cache = Path(h.cache_dir).expanduser() if h.cache_dir else cache_dir() / "driving"
         with Progress(transient=True, disable=len(files) < 1000) as bar:
             task = bar.add_task("reading scenes", total=len(files))
@@ -221,12 +230,7 @@ class DrivingDataModule(ZooDataModule):
         return self.predict_data.names
 
     def audit(self, read: bool = True) -> Audit:
-        self.setup()
-        assert self.train_data is not None
-        assert self.val_data is not None
-        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
-        counts = {side: len(part) for side, part in data.items()}
-        found.sides(counts, "scenes")
+        found, data, counts = both_sides(self, "scenes")
         if not read:
             return found
 
@@ -284,10 +288,10 @@ class DrivingDataModule(ZooDataModule):
         if h.root != GENERATED:
             root = Path(h.root).expanduser()
             folder = root / "val" if (root / "val").is_dir() else root
-            return {
-                "scene": _csv_files(folder)[0],
-                "map": Path(h.map_dir).expanduser() if h.map_dir else find_map_folder(root),
-            }
+            scene = scene_files(folder)[0]
+            if is_scenario(scene):
+                return scene
+            return {"scene": scene, "map": Path(h.map_dir).expanduser() if h.map_dir else find_map_folder(root)}
         town = make_town(h.seed, h.generated_size)
         folder = Path(tempfile.mkdtemp(prefix="zoo-driving-"))
         write_map(town, folder)
@@ -302,12 +306,3 @@ def _run_name(name: str) -> str:
 def _run_number(scene: Scene) -> int:
     """The run that a generated scene was cut from."""
     return int(scene.name.split("_id_")[0].rsplit("_", 1)[1])
-
-
-def _csv_files(folder: Path) -> list[Path]:
-    """Scenes of a folder or its `data` folder, in order of name."""
-    inside = folder / "data" if (folder / "data").is_dir() else folder
-    files = sorted(path for path in inside.glob("*.csv") if not path.name.startswith("."))
-    if not files:
-        raise ZooError(f"No scenes (*.csv) in {inside}.")
-    return files

@@ -55,14 +55,25 @@ def read_pts(path: Path, count: int = 68) -> np.ndarray:
     """A `.pts` file of 300-W (1-based) as (count, 2), the centre of the first pixel at 0."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
-        body = re.search(r"\{(.*)\}", text, re.S)
-        rows = [line.split() for line in body.group(1).strip().splitlines()] if body else []
-        points = np.array([[float(x), float(y)] for x, y in rows])
-    except (OSError, ValueError) as error:
-        raise ZooError(f"{path} is no landmark file of 300-W: {error}.") from error
+    except OSError as error:
+        raise ZooError(f"Cannot read {path}: {error.strerror}.") from error
+    opening, closing = text.find("{"), text.rfind("}")
+    if opening < 0 or closing < opening:
+        raise ZooError(f"{path} is no landmark file of 300-W: it has no points between {{ and }}.")
+    points: list[list[float]] = []
+    for number, line in enumerate(text[opening + 1 : closing].split("\n"), 1 + text[:opening].count("\n")):
+        if not line.strip():
+            continue
+        try:
+            values = [float(word) for word in line.split()]
+        except ValueError:
+            values = []
+        if len(values) != 2 or not np.isfinite(values).all():
+            raise ZooError(f"{path}, line {number}: {line.strip()[:40]!r} is no point 'x y'.")
+        points.append(values)
     if len(points) != count:
         raise ZooError(f"{path} has {len(points)} landmarks, not {count}.")
-    return points - 1.0
+    return np.array(points) - 1.0
 
 
 def read_300w(root: Path, split: str) -> Annotations:

@@ -78,7 +78,7 @@ def rendered_tasks(
             "subjects": data.subjects,
         }
     tasks["landmarks"]["options"] = {"width": 32}
-    tasks["recognition"]["options"] = {"embed_dim": 128, "kind": "cos", "scale": 30.0, "margin": 0.2}
+    tasks["recognition"]["options"] = {"embed_dim": 128, "kind": "cos", "scale": 30.0, "margin": 0.2, "grid": 4}
     tasks["reconstruction3d"]["options"] = {"triangles": torch.from_numpy(mesh_triangles()), "channels": 4, "grid": 4}
     tasks["action_units"]["options"] = {"grid": 4}
     tasks["valence_arousal"]["options"] = {"grid": 4}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.faces.renderer import FaceRenderer
 from datamodules.images import IMAGE_SUFFIXES, ImageDataset
@@ -43,12 +43,11 @@ class HDF5Images:
         self.path = path
         try:
             with h5py.File(path, "r") as file:
-                if "images" not in file or file["images"].ndim != 1:
-                    found = ", ".join(list(file)[:5]) or "nothing"
-                    raise ZooError(f"{path} has no one-dimensional data set 'images' (found {found}).")
-                self.count = len(file["images"])
+                self.count = _count_blobs(path, file)
         except OSError as error:
-            raise ZooError(f"{path} is no readable HDF5 file ({str(error).split('(')[0].strip()}).") from error
+            # h5py says "Unable to synchronously open file (file signature not found)": the reason is in the brackets.
+            reason = str(error).partition("(")[2].split(", sblock")[0].rstrip(")") or str(error)
+            raise ZooError(f"{path} is no readable HDF5 file ({reason}).") from error
         if not self.count:
             raise ZooError(f"{path} holds no images.")
         self._file: Any = None
@@ -69,6 +68,24 @@ class HDF5Images:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None, "_owner": -1}
+
+
+def _count_blobs(path: Path, file: Any) -> int:
+    """How many encoded images an open container holds. Raises `ZooError` for any other layout."""
+    import h5py
+
+    images = file.get("images")
+    if not isinstance(images, h5py.Dataset):
+        found = ", ".join(f"{type(file[name]).__name__.lower()} {name!r}" for name in list(file)[:5]) or "nothing"
+        raise ZooError(f"{path} has no data set 'images' (found {found}): encoded pictures belong there.")
+    element = h5py.check_vlen_dtype(images.dtype)
+    if images.ndim != 1 or element is None or np.dtype(element).kind not in "ui" or np.dtype(element).itemsize != 1:
+        kind = f"runs of {np.dtype(element)}" if element is not None else str(images.dtype)
+        raise ZooError(
+            f"{path}: 'images' has shape {images.shape} of {kind}; the official container is one-dimensional, "
+            "an encoded JPEG or PNG (uint8, any length) each. Pixels do not fit: encode them first."
+        )
+    return len(images)
 
 
 class FolderImages:
@@ -150,7 +167,10 @@ def decode(blob: bytes, exif: bool = True) -> Image.Image:
     """An encoded image to PIL, upright by its EXIF note if `exif`. Raises `OSError` for what is none."""
     if not blob:
         raise OSError("it is empty")
-    image = Image.open(io.BytesIO(blob))
+    try:
+        image = Image.open(io.BytesIO(blob))
+    except UnidentifiedImageError as error:  # its own text shows a memory address
+        raise OSError("it is no image that Pillow knows") from error
     return ImageOps.exif_transpose(image) if exif else image
 
 
@@ -169,6 +189,8 @@ def open_source(root: str | Path, dataset: str = "all") -> Any:
         return HDF5Images(path)
     if path.suffix == ".tar" and path.is_file():
         return ShardImages([path])
+    if path.is_file():
+        raise ZooError(f"{path} is neither .h5, .hdf5 nor .tar: give such a file, or a folder, with --data.root.")
     if not path.is_dir():
         raise ZooError(f"There is no data folder or file {str(path)!r}: give one with --data.root.")
     if dataset != "all" and dataset not in CONTAINERS:
@@ -254,7 +276,10 @@ def open_faces(
         return ImageDataset(reader, [f"face {first + i}" for i in range(number)], [0] * number, ["face"], transform)
     source = open_source(root, dataset)
     if val_images >= len(source):
-        raise ZooError(f"There are {len(source)} images in {root}: val_images {val_images} leaves none to train on.")
+        raise ZooError(
+            f"{root} has {len(source)} images, but {val_images} are to be held out, which leaves none to train on: "
+            "lower --data.val_images (0 holds out none)."
+        )
     held_out = (
         np.linspace(0, len(source) - 1, val_images).round().astype(np.int64) if val_images else np.zeros(0, np.int64)
     )

@@ -20,6 +20,7 @@ from datamodules.faces.rendered_tasks import rendered_tasks
 from datamodules.faces.shots import check_disjoint, few_shot, read_index_file
 from datamodules.faces.sources import decode
 from zoo.errors import ZooError, did_you_mean
+from zoo.pixels import to_rgb
 
 DATASETS = {
     "recognition": ("rendered", "identities"),
@@ -62,8 +63,9 @@ class FaceCrops(Dataset):
         try:
             if isinstance(source, np.ndarray):
                 return Image.fromarray(source.astype(np.uint8)).convert("RGB")
-            # Boxes and landmarks are in pixels as stored; a whole picture is turned upright.
-            return decode(Path(source).read_bytes(), exif=self.task == "attributes").convert("RGB")
+            # Boxes, landmarks and meshes are in pixels as stored; any other picture is turned upright.
+            whole = self.annotations.boxes is None and self.task not in ("landmarks", "reconstruction3d")
+            return to_rgb(decode(Path(source).read_bytes(), exif=whole))
         except (OSError, ValueError, SyntaxError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
             raise ZooError(
@@ -191,7 +193,10 @@ class FaceTaskDataModule(ZooDataModule):
             names = [{path.parent.name for path in part.images} for part in parts]
             both = sorted(names[0] & names[1])
             if both:
-                raise ZooError(f"{len(both)} identity folders are in both train and test: results would be too good.")
+                raise ZooError(
+                    f"{len(both)} of the identity folders are in both {root / 'train'} and {root / 'test'}, which "
+                    "flatters results: leave each person on one side."
+                )
             parts[1].subjects = parts[1].targets + len(names[0])
             outputs, scales = int(parts[0].targets.max()) + 1, [None, None]
         elif h.dataset == "folders":

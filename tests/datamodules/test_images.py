@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from datamodules.base import normalize
 from datamodules.droppos import DropPosDataModule
-from datamodules.images import open_images
+from datamodules.images import ImageDataset, open_images
 from datamodules.transforms import RandomResizedCropFlip, ResizeCenterCrop, random_crop_box
 from zoo.errors import ZooError
+from zoo.pixels import to_rgb
 
 
 def picture(width=40, height=30, mode="RGB", seed=0):
@@ -91,6 +92,19 @@ def test_parquet_as_hugging_face_stores_images(tmp_path):
     assert np.array_equal(np.array(data[2][0]), np.array(picture(seed=2)))
     with pytest.raises(ZooError, match=r"none named val\.parquet"):
         open_images(tmp_path, "val")
+
+
+def test_sixteen_bit_greys_are_scaled_and_not_cut_off(tmp_path):
+    from zoo.nn.images import preprocess_images
+
+    grey = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    found = ImageDataset(lambda _: Image.open(tmp_path / "x.png"), ["x"], [0], ["x"])[0][0]
+    np.testing.assert_array_equal(np.asarray(found)[..., 0], grey // 257)
+    views = preprocess_images(tmp_path / "x.png", 64, crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+    np.testing.assert_allclose(views[0, 1].numpy(), grey / 65535, atol=1 / 255)
+    eight = Image.fromarray(np.arange(64, dtype=np.int32).reshape(8, 8))  # "I" that needs no scaling
+    np.testing.assert_array_equal(np.asarray(to_rgb(eight))[..., 2], np.arange(64).reshape(8, 8))
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGBA", "P"])

@@ -17,7 +17,7 @@ from datamodules.faces.multicrop import MultiCrop, apply_draws, apply_draws_torc
 from datamodules.faces.normalisation import error_scale
 from datamodules.faces.renderer import FaceRenderer
 from datamodules.faces.sources import open_faces
-from datamodules.faces.tasks import FaceTaskDataModule
+from datamodules.faces.tasks import FaceCrops, FaceTaskDataModule
 from zoo.errors import ZooError
 
 
@@ -120,8 +120,42 @@ def test_held_out_images_are_spread_and_apart(tmp_path):
     assert len(train) == 5
     assert len(set(names)) == 8
     assert open_faces(path, "val") is None
-    with pytest.raises(ZooError, match="val_images"):
-        open_faces(path, "train", val_images=8)
+    with pytest.raises(ZooError, match=r"8 images, but 512 .* lower --data\.val_images"):
+        open_faces(path, "train", val_images=512)
+
+
+def test_containers_of_another_layout_say_what_they_hold(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    runs = h5py.vlen_dtype(np.float32)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["faces"] = [1, 2]
+    with pytest.raises(ZooError, match=r"no data set 'images' .*dataset 'faces'"):
+        open_faces(tmp_path / "x.h5", "train")
+    for content, said in (
+        (dict(data=np.zeros((2, 8, 8, 3), np.uint8)), r"\(2, 8, 8, 3\) of uint8"),
+        (dict(data=np.zeros(2, np.float32)), "float32"),
+        (dict(shape=(2,), dtype=runs), "runs of float32"),
+        (dict(data=np.array([b"one", b"two"])), r"\|S3"),
+    ):
+        with h5py.File(tmp_path / "x.h5", "w") as file:
+            file.create_dataset("images", **content)
+        with pytest.raises(ZooError, match=said) as caught:
+            open_faces(tmp_path / "x.h5", "train")
+        assert "encode" in str(caught.value)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_group("images")
+    with pytest.raises(ZooError, match="group 'images'"):
+        open_faces(tmp_path / "x.h5", "train")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("images", (0,), dtype=h5py.vlen_dtype(np.uint8))
+    with pytest.raises(ZooError, match="holds no images"):
+        open_faces(tmp_path / "x.h5", "train")
+    (tmp_path / "x.h5").write_bytes(container(tmp_path / "y.h5", [jpeg()]).read_bytes()[:1000])
+    with pytest.raises(ZooError, match=r"no readable HDF5 file .*truncated"):
+        open_faces(tmp_path / "x.h5", "train")
+    (tmp_path / "a.png").write_bytes(jpeg())
+    with pytest.raises(ZooError, match=r"neither \.h5, \.hdf5 nor \.tar"):
+        open_faces(tmp_path / "a.png", "train")
 
 
 # ---------------------------------------------------------------------- multi-crop
@@ -321,6 +355,14 @@ def test_300w_reads_its_parts_and_the_one_based_points(tmp_path):
     pts(tmp_path / "ibug" / "a.pts", points[:67])
     with pytest.raises(ZooError, match="67 landmarks, not 68"):
         layouts.read_300w(tmp_path, "test")
+    for body, said in (
+        ("version: 1\n{\n1 2\n12.0\n}\n", "line 4: '12.0' is no point"),
+        ("version: 1\n{\nnan 2\n}\n", "line 3: 'nan 2' is no point"),
+        ("version: 1\n", "no points between"),
+    ):
+        (tmp_path / "ibug" / "a.pts").write_text(body)
+        with pytest.raises(ZooError, match=said):
+            layouts.read_300w(tmp_path, "test")
     (tmp_path / "afw" / "a.jpg").unlink()
     with pytest.raises(ZooError, match="no picture beside"):
         layouts.read_300w(tmp_path, "train")
@@ -488,8 +530,19 @@ def test_identities_on_both_sides_are_refused(tmp_path):
             picture(tmp_path / part / name / "1.jpg")
             picture(tmp_path / part / name / "2.jpg")
     data = FaceTaskDataModule(task="recognition", dataset="identities", root=str(tmp_path), num_workers=0)
-    with pytest.raises(ZooError, match="in both train and test"):
+    with pytest.raises(ZooError, match=r"1 of the identity folders are in both .*train and .*test"):
         data.setup()
+
+
+def test_whole_pictures_are_turned_upright_and_cut_ones_stay_as_stored(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    (tmp_path / "a.jpg").write_bytes(jpeg(0, (60, 50), exif=exif))
+    box = np.array([[5.0, 5.0, 45.0, 45.0]])
+    for task, boxes, size in (("recognition", None, (50, 60)), ("valence_arousal", None, (50, 60)),
+                              ("valence_arousal", box, (60, 50)), ("landmarks", box, (60, 50))):  # fmt: skip
+        annotations = layouts.Annotations([tmp_path / "a.jpg"], np.zeros((1, 2)), boxes)
+        assert FaceCrops(annotations, task, 32).picture(0).size == size
 
 
 def test_morphable_model_meshes(tmp_path):

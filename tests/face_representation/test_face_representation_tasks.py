@@ -383,16 +383,72 @@ def test_commands(tmp_path, capsys, monkeypatch):
     table = (tmp_path / "b" / "benchmark.md").read_text().splitlines()
     assert len(table) == 2 + 4
     assert len({line.count("|") for line in table}) == 1
+    more = f"{words} --shot 30"  # 24 pictures: that shot is left out, and said
+    with pytest.raises(SystemExit):  # the second name cannot be had: nothing is fitted before that is known
+        zoo_main(
+            ["faces", "benchmark", "-e", "random:resnet10t", "-e", "no-such", "-o", str(tmp_path / "d"), *more.split()]
+        )
+    assert "24 training samples: without --shot 30" in capsys.readouterr().err
+    assert not (tmp_path / "d" / "benchmark.json").exists()
     capsys.readouterr()
     for bad in (
         ["benchmark", "-e", "timm:resnet5", "-o", "x", "--task", "landmarks", "--drawn", "20", "--image-size", "32"],
         ["benchmark", "-e", "x", "-o", "x", "--data", "landmarks"],
+        ["benchmark", "-e", "x", "-o", "x", "--task", "landmarks", "--data", "action_units=disfa:x"],
+        [
+            "benchmark",
+            "-e",
+            "random:resnet10t",
+            "-o",
+            str(tmp_path / "s.png" / "b"),
+            "--drawn",
+            "20",
+            "--image-size",
+            "32",
+        ],
+        [
+            "benchmark",
+            "-e",
+            "random:resnet10t",
+            "-o",
+            str(tmp_path / "c"),
+            "--drawn",
+            "20",
+            "--image-size",
+            "32",
+            "--shot",
+            "30",
+        ],
         ["shots", "landmarks", "300w", str(tmp_path), "-o", "x", "--shot", "half"],
     ):
         with pytest.raises(SystemExit) as stop:
             zoo_main(["faces", *bad])
         assert stop.value.code == 2
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_pictures_show_what_they_say():
+    from zoo.papers.face_representation.figures import draw_curves, draw_landmarks, draw_prototypes
+    from zoo.papers.face_representation.tasks import HEADLINES
+
+    rng = np.random.default_rng(0)
+    images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    scores = rng.uniform(-1, 1, (40, 6))
+    scores[:, 1] = scores[:, 0] - 1e-3  # a prototype beside another one comes last
+    for row in range(40):
+        images[row] = row
+    figure = draw_prototypes(images, scores, prototypes=5, faces=4)
+    shown = [
+        tuple(int(axis.get_images()[0].get_array()[0, 0, 0]) for axis in figure.axes[4 * r : 4 * r + 4])
+        for r in range(5)
+    ]
+    assert len(set(shown)) == 5
+    points = rng.uniform(0, 1.2, (2, 68, 2))
+    figure = draw_landmarks([images[0], images[1]], points, {"one": points, "two": points + 0.125})
+    assert [axis.get_title() for axis in figure.axes] == ["0.0 px"] * 2 + ["1.4 px"] * 2
+    assert {axis.get_xlim() for axis in figure.axes} == {(0, 8)}
+    table = {"a": {"landmarks": {"50": [3.0, 4.0], "0.1": [2.0]}}, "b": {"landmarks": {"50": [5.0], "0.1": [3.0]}}}
+    assert len(draw_curves(table, HEADLINES).legends) == 1
 
 
 def test_verification_report(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def synthesize(
 
 @app.command("plot", epilog="Example: zoo driving plot SCENES/train/data/dv10MIA_0_id_1_tr_5.0_ti_2.0.csv")
 def plot(
-    scene: Annotated[Path, typer.Argument(metavar="SCENE.csv", help="A scene.")],
+    scene: Annotated[Path, typer.Argument(metavar="SCENE", help="A scene: .csv (Argoverse 1) or .parquet (2).")],
     map_dir: Annotated[Path | None, typer.Option("--map", help="Map folder; default: beside or above it.")] = None,
     model: Annotated[str | None, typer.Option(help="A forecaster: its six trajectories are drawn as well.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="PNG; default: SCENE.png here.")] = None,
@@ -91,24 +91,17 @@ def plot(
 ) -> None:
     """Draw a scene over its map; with --model, forecast it."""
     from zoo.driving.features import HISTORY, localise
+    from zoo.driving.files import MapSource, read_any_scene
     from zoo.driving.mapless import localise_without_map
-    from zoo.driving.maps import find_map_folder, read_maps
     from zoo.driving.plot import draw_scene
-    from zoo.driving.scenes import read_scene
 
     target = output or Path(f"{scene.stem}.png")
     if target.exists() and not force:
         raise ZooError(f"{target} exists already: choose another name, or overwrite it with --force.")
     if not scene.is_file():
         raise ZooError(f"There is no scene {scene}.")
-    read = read_scene(scene, need_future=False)
-    if no_map:
-        local = localise_without_map(read)
-    else:
-        maps = read_maps(map_dir or find_map_folder(scene))
-        if read.city not in maps:
-            raise ZooError(f"{scene} is in {read.city}, the map folder only has {', '.join(maps)}.")
-        local = localise(read, maps[read.city])
+    read = read_any_scene(scene, need_future=False)
+    local = localise_without_map(read) if no_map else localise(read, MapSource(map_dir).of(scene, read.city))
     forecast = None
     if model is not None:
         from zoo.loading import load

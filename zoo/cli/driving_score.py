@@ -18,31 +18,26 @@ def score_scenes(
     """Number of scenes, and minADE_6, minFDE_6, MR_6 of the forecaster and of driving on at constant velocity.
 
     Args:
-        path: a CSV or a folder of them. no_map: arcs stand in for lanes, see `zoo.driving.mapless`.
+        path: a scene or a folder of them. no_map: arcs stand in for lanes, see `zoo.driving.mapless`.
     """
     from zoo.driving.features import collate, localise, make_sample
+    from zoo.driving.files import MapSource, read_any_scene, scene_files
     from zoo.driving.mapless import localise_without_map
-    from zoo.driving.maps import find_map_folder, read_maps
-    from zoo.driving.scenes import read_scene
     from zoo.loading import load
     from zoo.papers.trajectory_mae.inputs import to_tensors
     from zoo.papers.trajectory_mae.metrics import constant_velocity, forecast_errors
 
-    files = [path] if path.is_file() else sorted((path / "data" if (path / "data").is_dir() else path).glob("*.csv"))
-    if not files:
-        raise ZooError(f"No scenes (*.csv) in {path}.")
+    files = [path] if path.is_file() else scene_files(path)
     forecaster: Any = load(model)
     if not hasattr(forecaster, "forecast"):
         raise ZooError(f"{model} is no forecaster.")
-    maps = {} if no_map else read_maps(map_dir or find_map_folder(path))
+    maps = MapSource(map_dir)
     found: dict[str, dict[str, list[torch.Tensor]]] = {"forecaster": {}, "constant velocity": {}}
     for start in range(0, len(files), batch_size):
         samples = []
         for file in files[start : start + batch_size]:
-            scene = read_scene(file)
-            if not no_map and scene.city not in maps:
-                raise ZooError(f"{file} is in {scene.city}, the map folder only has {', '.join(maps)}.")
-            local = localise_without_map(scene) if no_map else localise(scene, maps[scene.city])
+            scene = read_any_scene(file)
+            local = localise_without_map(scene) if no_map else localise(scene, maps.of(file, scene.city))
             samples.append(make_sample(local, history_only=True))
         batch = to_tensors(collate(samples))
         for name, paths in (

@@ -30,6 +30,11 @@ def write_submission(model: str, root: Path, output: Path, split: str, batch_siz
     data.setup("predict")
     names = data.predict_names
     for name in names:
+        if Path(name).suffix == ".parquet":
+            raise ZooError(
+                "Argoverse 2's challenge wants 6 s, and this method forecasts 3 s: only Argoverse 1 can be sent. "
+                "zoo driving score compares with the first 3 s."
+            )
         if not Path(name).stem.isdecimal():
             raise ZooError(
                 f"The benchmark knows scenes by number, and {name} is none: only Argoverse's own can be sent."

@@ -83,72 +83,45 @@ def benchmark(
     mode: Annotated[str, typer.Option(help="frozen: heads alone; finetune: everything.")] = "frozen",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of a head.")] = 200,
     image_size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 64,
-    grid: Annotated[int, typer.Option(min=0, help="Action units, affect and meshes are read from the middle stages' "
-                                      "maps, so many fields a side; 0: from the pooled features.")] = 4,
+    grid: Annotated[int, typer.Option(min=0, help="All but landmarks are read from the middle stages' maps, "
+                                      "so many fields a side; 0: from the pooled features.")] = 4,
     basis: Annotated[Path | None, typer.Option(help="Face model (.npz) for 3dmm.")] = None,
     drawn: Annotated[int, typer.Option(min=20, help="Drawn training pictures of a task; half as many test.")] = 1000,
     device: DeviceOption = "auto",
 ) -> None:  # fmt: skip
     """Run encoders over all tasks and shots: a table (benchmark.md), every number (benchmark.json), curves (.png)."""
     import torch
-    from rich.console import Console
 
     from datamodules.face_representation import FaceRepresentationDataModule
-    from datamodules.faces.shots import few_shot
     from zoo.cli.embed import pick_device
-    from zoo.papers.face_representation.fewshot import fit_and_score
-    from zoo.papers.face_representation.report import print_scores, scores_markdown
-    from zoo.papers.face_representation.tasks import HEADLINES, TASKS, Encoder
+    from zoo.cli.faces_benchmark import benchmark_encoders
+    from zoo.papers.face_representation.report import print_scores
+    from zoo.papers.face_representation.tasks import TASKS
 
-    chosen_tasks = list(task or TASKS)
-    for name in chosen_tasks:
+    where = dict(_place(text) for text in data or ())
+    chosen = list(dict.fromkeys(task or TASKS))
+    for name in (*chosen, *where):
         if name not in TASKS:
             raise ZooError(f"There is no task {name!r}: they are {', '.join(TASKS)}.")
+        if name not in chosen:
+            raise ZooError(f"--data gives {name}, which --task leaves out.")
     wanted, seeds = [_shot(text) for text in shot or ("50", "500")], list(seed or (0, 1, 2))
-    where = dict(_place(text) for text in data or ())
-    target, console = pick_device(device), Console(stderr=True)
     given = FaceRepresentationDataModule(rendered_size=image_size, task_train=drawn, task_test=max(10, drawn // 2),
                                          task_identities=max(4, min(50, drawn // 10)))  # fmt: skip
+    drawn_tasks = given.face_tasks() if set(chosen) - set(where) else {}
     tasks: dict[str, Any] = {}
-    if any(name not in where for name in chosen_tasks):
-        tasks = given.face_tasks()
-    for name, (dataset, root) in where.items():
-        tasks[name] = _task_data(name, dataset, root, image_size, basis).data
-    for name in ("action_units", "valence_arousal", "reconstruction3d"):
-        if name in tasks:
-            tasks[name] = {**tasks[name], "options": {**tasks[name]["options"], "grid": grid}}
-    scores: dict[str, Any] = {}
-    for spec in encoder:
-        fixed, cache = None, {}
-        for number in seeds:
-            if fixed is None or spec.startswith("random:"):
-                fixed, cache = Encoder(_network(spec, number).to(target).eval()), {}
-            for name in chosen_tasks:
-                samples = tasks[name]
-                count = len(samples["train"])
-                fits = [s for s in wanted if not (isinstance(s, int) and s > count)]
-                subsets = few_shot(count, fits, number, samples["subjects"], whole_subjects=name == "recognition")
-                for label, indices in subsets.items():
-                    console.print(f"{spec}, {name}, {label} labels, seed {number}", highlight=False)
-                    numbers, _ = fit_and_score(
-                        fixed, name, samples, indices, mode=mode, seed=number, steps=steps, cache=cache,
-                        normalize=given.normalize, image_size=image_size,
-                    )  # fmt: skip
-                    side = scores.setdefault(spec, {}).setdefault(name, {})
-                    side.setdefault(label, []).append(numbers[HEADLINES[name].key])
-    output.mkdir(parents=True, exist_ok=True)
+    for name in chosen:
+        tasks[name] = dict(_task_data(name, *where[name], image_size, basis).data if name in where
+                           else drawn_tasks[name])  # fmt: skip
+        if name != "landmarks":
+            tasks[name]["options"] = {**tasks[name]["options"], "grid": grid}
     facts = {"mode": mode, "steps": steps, "seeds": seeds, "image_size": image_size, "grid": grid,
              "torch": torch.__version__,
-             "data": {name: where.get(name, ("rendered", ""))[0] for name in chosen_tasks}}  # fmt: skip
-    (output / "benchmark.json").write_text(json.dumps({**facts, "scores": scores}, indent=2) + "\n", encoding="utf-8")
-    (output / "benchmark.md").write_text(scores_markdown(scores), encoding="utf-8")
-    from matplotlib import pyplot as plt
-
-    from zoo.papers.face_representation.figures import draw_curves
-
-    figure = draw_curves(scores, HEADLINES)
-    figure.savefig(output / "benchmark.png", dpi=150)
-    plt.close(figure)
+             "data": {name: where.get(name, ("rendered", ""))[0] for name in chosen}}  # fmt: skip
+    scores = benchmark_encoders(
+        encoder, tasks, wanted, seeds, output, mode=mode, steps=steps, image_size=image_size,
+        normalize=given.normalize, device=pick_device(device), facts=facts,
+    )  # fmt: skip
     print_scores(scores, f"Five tasks, {mode}, mean and spread of {len(seeds)} seeds")
     print("\n".join(str(output / f"benchmark.{kind}") for kind in ("md", "json", "png")))
 
@@ -257,31 +230,6 @@ def _task_data(task: str, dataset: str, root: Path, size: int, basis: Path | Non
     )
     data.setup()
     return data
-
-
-def _network(spec: str, seed: int) -> Any:
-    """The timm network behind an encoder's name."""
-    import timm
-    import torch
-
-    from zoo.tasks.start import start_model
-
-    if spec.startswith("timm:"):
-        name = spec.removeprefix("timm:")
-        if name not in timm.list_models():
-            raise ZooError(f"There is no network {name!r} in timm.")
-        try:
-            return timm.create_model(name, pretrained=True, num_classes=0)
-        except Exception as error:  # no network, no weights: whatever the hub's client raises
-            raise ZooError(f"timm's weights of {name} cannot be had: {str(error).splitlines()[0][:120]}.") from error
-    if spec.startswith("random:"):
-        name = spec.removeprefix("random:")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if name in timm.list_models():
-                return timm.create_model(name, num_classes=0)
-            return start_model(name, pretrained=False).backbone
-    return start_model(spec).backbone
 
 
 def _embed(model: str, images: list[Path], batch_size: int, device: str) -> np.ndarray:

@@ -228,11 +228,15 @@ def _forecasts(model: Any, files: Sequence[Path], output: Path, skip_bad: bool, 
     from lightning.fabric.utilities import move_data_to_device
 
     from zoo.cli.embed import expand
+    from zoo.driving.argoverse2 import scenario_files
 
     if output.suffix != ".json":
         raise ZooError(f"Forecasts are a .json file, not {output}.")
     found = {}
-    for file in expand(list(files), "*.csv"):
+    # Argoverse 2 has a folder for each scenario.
+    scenarios = {path: scenario_files(path) for path in files if path.is_dir()}
+    rest = [path for path in files if not scenarios.get(path)]
+    for file in [one for inside in scenarios.values() for one in inside] + (expand(rest, "*.csv") if rest else []):
         raw = file if map_dir is None else {"scene": file, "map": map_dir}
         batch = _try(lambda raw=raw: model.preprocess(raw), skip_bad)
         if batch is None:

@@ -167,9 +167,9 @@ def check_centre_line(points: NDArray[np.float64], where: str) -> None:
         raise ZooError(f"{where}: a coordinate of the centre line is not a number.")
 
 
-def resample(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A centre line of more than 10 points as 10, equally far apart along it; a shorter one as it is."""
-    if len(points) <= MAX_POINTS:
+def resample(points: NDArray[np.float64], always: bool = False) -> NDArray[np.float64]:
+    """A line of more than 10 points as 10, equally far apart along it; a shorter one as it is, unless `always`."""
+    if len(points) <= MAX_POINTS and not always:
         return points
     along = np.concatenate([[0.0], np.hypot(*np.diff(points[:, :2], axis=0).T).cumsum()])
     wanted = np.linspace(0, along[-1], MAX_POINTS)

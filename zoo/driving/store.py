@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from zoo.driving.argoverse2 import archive_of, is_scenario
 from zoo.driving.features import Frame, LocalScene, localise
-from zoo.driving.maps import VectorMap, read_maps
-from zoo.driving.scenes import OBJECT_TYPES, Scene, Track, read_scene
+from zoo.driving.files import MapSource, read_any_scene
+from zoo.driving.maps import VectorMap
+from zoo.driving.scenes import OBJECT_TYPES, Scene, Track
 from zoo.errors import ZooError
 
 _VERSION = 1
@@ -90,16 +92,17 @@ class SceneStore(Sequence[LocalScene]):
     def from_folder(
         cls,
         files: Sequence[Path],
-        map_folder: Path,
+        map_folder: Path | None,
         cache: Path,
         *,
         need_future: bool = True,
         processes: int = 1,
         progress: Callable[[int], None] | None = None,
     ) -> SceneStore:
-        """Reads the CSVs once and keeps what comes of them below `cache`; a later call maps that file.
+        """Reads the scenes once and keeps what comes of them below `cache`; a later call maps that file.
 
-        The cache's name follows the files' names, sizes and times, so changed data is read again.
+        `map_folder` is for Argoverse 1; scenarios of Argoverse 2 have a map each. The cache's name follows the files'
+        names, sizes and times, so changed data is read again.
         """
         key = _fingerprint(files, map_folder, need_future)
         folder = cache / key
@@ -110,9 +113,14 @@ class SceneStore(Sequence[LocalScene]):
         return cls(values, np.load(folder / "bounds.npy"), index["names"], index["cities"])
 
 
-def _fingerprint(files: Sequence[Path], map_folder: Path, need_future: bool) -> str:
+def _fingerprint(files: Sequence[Path], map_folder: Path | None, need_future: bool) -> str:
     digest = hashlib.sha256(f"{_VERSION} {need_future}".encode())
-    for path in [*files, *sorted(map_folder.iterdir())]:
+    own = [archive_of(path) for path in files if is_scenario(path)]
+    for path in [
+        *files,
+        *(path for path in own if path.is_file()),
+        *sorted(map_folder.iterdir() if map_folder else ()),
+    ]:
         stat = path.stat()
         digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
@@ -120,13 +128,13 @@ def _fingerprint(files: Sequence[Path], map_folder: Path, need_future: bool) -> 
 
 def _build(
     files: Sequence[Path],
-    map_folder: Path,
+    map_folder: Path | None,
     folder: Path,
     need_future: bool,
     processes: int,
     progress: Callable[[int], None] | None,
 ) -> None:
-    maps = read_maps(map_folder)
+    maps = MapSource(map_folder)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
     work = partial(_read_chunk, maps, need_future)
@@ -151,13 +159,11 @@ def _build(
     os.replace(index, folder / "index.json")
 
 
-def _read_chunk(maps: dict[str, VectorMap], need_future: bool, files: Sequence[Path]) -> list[tuple[NDArray, str]]:
+def _read_chunk(maps: MapSource, need_future: bool, files: Sequence[Path]) -> list[tuple[NDArray, str]]:
     done = []
     for path in files:
-        scene = read_scene(path, need_future)
-        if scene.city not in maps:
-            raise ZooError(f"{path} is in {scene.city}, the map folder only has {', '.join(maps)}.")
-        done.append((encode(localise(scene, maps[scene.city])), scene.city))
+        scene = read_any_scene(path, need_future)
+        done.append((encode(localise(scene, maps.of(path, scene.city))), scene.city))
     return done
 
 

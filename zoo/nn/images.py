@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from zoo.errors import ZooError
+from zoo.pixels import to_rgb
 
 CROP_PCT = 224 / 256
 """Share of the shorter side that the centre crop keeps, as ImageNet evaluations have it."""
@@ -60,12 +61,13 @@ def preprocess_images(
 
 def _open(item: Any, exif: bool = False) -> Image.Image:
     if isinstance(item, Image.Image):
-        return (ImageOps.exif_transpose(item) if exif else item).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(item) if exif else item)
     if not isinstance(item, str | Path):
         raise ZooError(f"Give images as paths or PIL images, not as {type(item).__name__}.")
     try:
         with Image.open(item) as image:
-            return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image) if exif else image)
     except FileNotFoundError as error:
         raise ZooError(f"There is no image {str(item)!r}.") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

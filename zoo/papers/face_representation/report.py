@@ -126,7 +126,7 @@ class FewShotReport(Callback):
 
         folder.mkdir(parents=True, exist_ok=True)
         test = tasks["landmarks"]["test"]
-        rows = np.linspace(0, len(test) - 1, min(8, len(test))).astype(int)
+        rows = np.linspace(0, len(test) - 1, min(6, len(test))).astype(int)
         pictures = [test[int(row)]["image"] for row in rows]
         truth = np.stack([np.asarray(test[int(row)]["target"]) for row in rows])
         count = min(60, len(test))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from zoo.driving.features import Frame, Sample, collate, localise, make_sample, sample_from_arrays
-from zoo.driving.maps import VectorMap, find_map_folder, read_maps
-from zoo.driving.scenes import read_scene
+from zoo.driving.files import MapSource, read_any_scene
+from zoo.driving.maps import VectorMap
 from zoo.errors import ZooError
 
 _WANTED = (
-    "A scene is the path of an Argoverse 1 CSV (with map_files beside or above it), "
+    "A scene is the path of an Argoverse 1 CSV (with map_files beside or above it) or Argoverse 2 scenario (.parquet), "
     '{"scene": CSV, "map": map folder}, or {"history": (20, 2) positions, "map": VectorMap or centre lines}'
 )
 
@@ -37,15 +37,12 @@ def read_raw(raw: Any) -> tuple[Sample, Frame]:
     path = Path(raw["scene"]).expanduser()
     if not path.is_file():
         raise ZooError(f"There is no scene {path}.")
-    scene = read_scene(path, need_future=False)
+    scene = read_any_scene(path, need_future=False)
     given = raw.get("map")
     if isinstance(given, VectorMap):
         vector_map = given
     else:
-        maps = read_maps(Path(given).expanduser() if given is not None else find_map_folder(path))
-        if scene.city not in maps:
-            raise ZooError(f"{path} is in {scene.city}, the map folder only has {', '.join(maps)}.")
-        vector_map = maps[scene.city]
+        vector_map = MapSource(None if given is None else Path(given).expanduser()).of(path, scene.city)
     local = localise(scene, vector_map)
     return make_sample(local, history_only=True), local.frame
 

@@ -74,11 +74,11 @@ class ForecastReport(Callback):
                     if name == "pre-trained":
                         model.load_encoder(pl_module.state_dict())
                     model.to(device)
-                    self._train(model, few, seed + repeat, rate)
-                    outcomes[name].append(self._score(held_out, device, lambda batch, m=model: m.predict(batch)[0]))
+                    self.train(model, few, seed + repeat, rate)
+                    outcomes[name].append(self.score(held_out, device, lambda batch, m=model: m.predict(batch)[0]))
                     if name == "pre-trained":
                         trained = model
-        steady = self._score(held_out, device, constant_velocity)
+        steady = self.score(held_out, device, constant_velocity)
         rows = []
         for key, label in _METRICS.items():
             value = _mean(outcomes["pre-trained"], key)
@@ -104,7 +104,8 @@ class ForecastReport(Callback):
             batch = to_tensors(collate([samples[int(i)] for i in order[start : start + self.batch_size]]))
             yield {key: value.to(device) for key, value in batch.items()}
 
-    def _train(self, model: TrajectoryForecaster, few: Any, seed: int, lr: float) -> None:
+    def train(self, model: TrajectoryForecaster, few: Any, seed: int, lr: float) -> None:
+        """Trains what of `model` takes gradients on the scenes `few`, in an order drawn from `seed`."""
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
         samples = [few[index] for index in range(len(few))]
         steps = self.epochs * -(-len(samples) // self.batch_size)
@@ -120,7 +121,8 @@ class ForecastReport(Callback):
                 schedule.step()
         model.eval()
 
-    def _score(self, held_out: Any, device: torch.device, predict: Callable[[dict[str, Tensor]], Tensor]) -> Outcome:
+    def score(self, held_out: Any, device: torch.device, predict: Callable[[dict[str, Tensor]], Tensor]) -> Outcome:
+        """minADE, minFDE and MR of `predict` (batch to trajectories) over the scenes `held_out`."""
         found: dict[str, list[Tensor]] = {}
         for batch in self._batches(held_out, np.arange(len(held_out)), device):
             for key, value in forecast_errors(predict(batch), batch["future"]).items():
