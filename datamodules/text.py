@@ -21,11 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.text_made_up import MADE_UP_DOCUMENTS, MadeUpLanguage
 from zoo.errors import ZooError
 from zoo.nn.text import text_packages
 from zoo.paths import cache_dir
 
 PYTHON_DOCS = "python-docs"
+MADE_UP = "made-up"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 OnBad = Literal["error", "skip"]
 
@@ -41,7 +43,8 @@ class Documents:
             - a folder of such files, read in order of their names;
             - a hub id, `owner/name` or `owner/name:config`, read as a stream (split "train");
             - the word `python-docs`: the manual's topics and the standard library's docstrings of this Python;
-              `python-docs:numpy,scipy` adds the docstrings of installed packages.
+              `python-docs:numpy,scipy` adds the docstrings of installed packages;
+            - the word `made-up`: a made-up language (`datamodules.text_made_up`).
         column: name of the text field of JSONL and Parquet.
         on_bad_text: "error" names a broken or empty document and stops; "skip" passes over it and counts.
 
@@ -59,6 +62,8 @@ class Documents:
     def _find(self) -> list[Path]:
         if is_python_docs(self.root):
             _package_folders(_packages(self.root))  # says which one is missing
+            return []
+        if self.root == MADE_UP:
             return []
         path = Path(self.root).expanduser()
         if path.is_dir():
@@ -80,6 +85,7 @@ class Documents:
         digest = hashlib.blake2b(f"{self.column}|{self.on_bad_text}".encode(), digest_size=16)
         if not self.files:
             versions = _docs_key(_packages(self.root)) if is_python_docs(self.root) else ""
+            versions = MadeUpLanguage().sentence(0) if self.root == MADE_UP else versions
             digest.update(f"{self.root}|{versions}".encode())
         for file in self.files:
             digest.update(file.suffix.encode())
@@ -109,6 +115,9 @@ class Documents:
         if is_python_docs(self.root):
             found = python_documents(packages=_packages(self.root))
             yield from ((f"docstring of {package}", text) for package, text in found)
+            return
+        if self.root == MADE_UP:
+            yield from ((MADE_UP, text) for text in MadeUpLanguage().documents(MADE_UP_DOCUMENTS))
             return
         if not self.files:
             yield from self._hub()

@@ -70,6 +70,9 @@ def compare(
     max_length: Annotated[int, typer.Option(min=8, help="Tokens of a text, or of both texts of a pair.")] = 40,
     teacher_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the teacher.")] = 1200,
     student_steps: Annotated[int, typer.Option(min=1, help="Pre-training steps of the student.")] = 1200,
+    student_run: Annotated[
+        Path | None, typer.Option(help="Run folder of a pre-trained student, instead of pre-training one on the text.")
+    ] = None,
     finetune_epochs: Annotated[int, typer.Option(min=1, help="Passes over the labelled examples.")] = 40,
     distill_epochs: Annotated[int, typer.Option(min=1, help="Passes over the transfer set.")] = 4,
     pretrain_batch: Annotated[int, typer.Option(min=1, help="Sequences of a pre-training step.")] = 32,
@@ -95,6 +98,11 @@ def compare(
     if transfer not in OFFLINE and not Path(transfer).expanduser().is_file():
         raise ZooError(f"There is no file {transfer}: give --transfer unlabelled text, one a line.")
     pair_column = "pair" if labelled == "made-up" else pair_column
+    cut: Value = "null"
+    if student_run is not None:
+        if not student_run.is_dir():
+            raise ZooError(f"There is no run folder {student_run}: give --student-run one.")
+        cut = _tokenizer_of(student_run, output / "tokenizer.json")
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
     guessing = _read(labelled, pair_column, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
@@ -104,7 +112,7 @@ def compare(
     def pretrain(who: str, steps: int) -> Path:
         layers, width = sizes[who]
         folder = output / f"{who}_pretrained"
-        changes = {**common, "data.root": text, "data.tokenizer": "null", "data.vocab_size": vocab_size,
+        changes = {**common, "data.root": text, "data.tokenizer": cut, "data.vocab_size": vocab_size,
                    "data.batch_size": pretrain_batch, "data.val_fraction": 0.05,
                    "data.examples": "bert" if pairs else "packed",
                    "data.short_prob": 0.0, "data.builder_passes": 4, "model.heads": "mlm_nsp" if pairs else "mlm",
@@ -127,7 +135,8 @@ def compare(
         changes |= _for(distill_epochs) | {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/distill", changes, seed, "val/acc")
 
-    big, small, taught = pretrain("teacher", teacher_steps), pretrain("student", student_steps), output / "teacher"
+    big, taught = pretrain("teacher", teacher_steps), output / "teacher"
+    small = pretrain("student", student_steps) if student_run is None else student_run
     scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
     if scores["teacher"][0] < guessing + 0.02:
         print(
@@ -226,6 +235,18 @@ def _keep(done: Path, settings: dict[str, Any], value: float | None) -> None:
         os.replace(new, done)
     except OSError as error:
         raise ZooError(f"Cannot write {done.parent}: {error.strerror or error}.") from error
+
+
+def _tokenizer_of(run: Path, path: Path) -> Path:
+    """Writes the tokenizer that a run's weights carry along to `path`: the teacher has to read the same word pieces."""
+    from zoo import loading
+    from zoo.cli.predict_text import write
+
+    tokenizer = getattr(loading.load(str(run)), "tokenizer", None)
+    if tokenizer is None:
+        raise ZooError(f"The model of {run} carries no tokenizer.")
+    write(path, tokenizer.to_str())
+    return path
 
 
 def _size(word: str) -> tuple[int, int]:
