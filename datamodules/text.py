@@ -126,10 +126,14 @@ class Documents:
             yield from reader(file)
 
     def _lines(self, file: Path) -> Iterator[tuple[int, str | None]]:
-        """Line numbers and decoded lines; None where a line is no UTF-8."""
+        """Line numbers and decoded lines; None where a line is no UTF-8 text."""
         try:
             with file.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
+                    if b"\0" in line:
+                        self._bad(f"{file}, line {number}: a zero byte, no text")
+                        yield number, None
+                        continue
                     try:
                         yield number, line.decode("utf-8").rstrip("\r\n")
                     except UnicodeDecodeError as error:

@@ -359,6 +359,72 @@ def test_one_command_compares_the_students(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         zoo_main([*command, "--lr", "1e-5"])
     assert "made with other settings" in capsys.readouterr().err
+    # From a student that was pre-trained before: the teacher reads the same word pieces, nothing else is pre-trained.
+    student = tmp_path / "out" / "student_pretrained"
+    command[2:3] = [str(tmp_path / "again"), "--student-run", str(student)]
+    zoo_main(command)
+    assert not (tmp_path / "again" / "student_pretrained").exists()
+    again = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in again] == [row["method"] for row in rows]
+    assert zoo.load(tmp_path / "again" / "teacher").tokenizer.get_vocab() == zoo.load(student).tokenizer.get_vocab()
+    command[4] = str(tmp_path / "nowhere")
+    with pytest.raises(SystemExit):
+        zoo_main(command)
+    assert "There is no run folder" in capsys.readouterr().err
+
+
+def test_quickstart_compares_from_its_own_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    asked = {}
+    monkeypatch.setattr("zoo.cli.students.compare", lambda folder, **settings: asked.update(settings, folder=folder))
+    tiny = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_steps", "2",
+            "--trainer.val_check_interval", "2", "--model.hidden_size", "32", "--trainer.accelerator", "cpu",
+            "--data.num_workers", "0", "--data.batch_size", "8"]  # fmt: skip
+    run = ["run", "well_read_students/quickstart", "--run-dir", str(tmp_path / "run"), *tiny]
+    main(run)
+    assert (asked["folder"], asked["student_run"]) == (tmp_path / "run" / "students", tmp_path / "run")
+    assert (asked["student"], asked["teacher"], asked["seeds"]) == ("2x32", "4x128", 3)
+    assert (asked["vocab_size"], asked["max_length"], asked["pairs"]) == (512, 40, True)
+    names = [row["name"] for row in json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))]
+    assert {"masked-token accuracy", "next-sentence accuracy", "linear probe accuracy"} <= set(names)
+    asked.clear()
+    main([*run[:3], str(tmp_path / "none"), *tiny, "--trainer.callbacks.init_args.seeds", "0"])
+    assert not asked
+    (tmp_path / "mine.txt").write_text("one two three.\nfour five.\n\nsix seven.\neight.\n" * 20, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([*run[:3], str(tmp_path / "own"), *tiny, "--data.root", str(tmp_path / "mine.txt")])
+    assert "has labels for data.root made-up only" in capsys.readouterr().err
+
+
+def test_grid_runs_the_readmes_settings_and_keeps_the_best(tmp_path, monkeypatch, capsys):
+    from zoo.cli.app import main as zoo_main
+
+    seen = []
+
+    def stage(folder, recipe, changes, seed, metric):
+        seen.append((recipe, changes["data.batch_size"], changes["model.lr"], changes["data.root"], seed))
+        folder.mkdir(parents=True)
+        return 1 / (1 + abs(changes["data.batch_size"] - 32)) - abs(changes["model.lr"] - 5e-5)
+
+    monkeypatch.setattr("zoo.cli.students.run_stage", stage)
+    command = ["students", "grid", str(tmp_path / "grid"), "--data.root", "texts", "--seed", "7"]
+    zoo_main(command)
+    assert {row[0] for row in seen} == {"well_read_students/finetune"}
+    wanted = {(batch, rate) for batch in (8, 16, 32, 64, 128) for rate in (3e-4, 1e-4, 5e-5, 3e-5)}
+    assert {row[1:3] for row in seen} == wanted
+    assert len(seen) == 20
+    assert {row[3:] for row in seen} == {("texts", 7)}
+    rows = json.loads((tmp_path / "grid" / "results.json").read_text(encoding="utf-8"))
+    assert (rows[0]["batch_size"], rows[0]["lr"]) == (32, 5e-5)
+    assert "batch 32  lr 5e-05" in capsys.readouterr().out.splitlines()[0]
+    zoo_main([*command[:2], str(tmp_path / "losses"), *command[3:], "--metric", "val/loss"])  # the lowest is best
+    rows = json.loads((tmp_path / "losses" / "results.json").read_text(encoding="utf-8"))
+    assert rows == sorted(rows, key=lambda row: row["val/loss"])
+    for wrong, message in ((["--model.lr", "1e-3"], "is what the grid goes through"), (["oops"], "Unexpected 'oops'")):
+        with pytest.raises(SystemExit) as stopped:
+            zoo_main([*command, *wrong])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])

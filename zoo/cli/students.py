@@ -164,7 +164,10 @@ def compare(
 def grid(
     context: typer.Context,
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the runs and the table go.")],
-    metric: Annotated[str, typer.Option(help="What decides: val/mcc for cola, val/spearman for sts.")] = "val/acc",
+    metric: Annotated[
+        str,
+        typer.Option(help="What decides: val/mcc for cola, val/spearman for sts. Highest is best, lowest of a loss."),
+    ] = "val/acc",
     seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
 ) -> None:
     """Fine-tune with the official README's 20 settings and keep the best on the development set.
@@ -173,14 +176,17 @@ def grid(
     the recipe well_read_students/finetune, such as --data.root DIR --data.task sst. Finished runs are not repeated.
     """
     changes: dict[str, Value] = {"trainer.callbacks": "null"} | _overrides(context.args)
-    rows = []
+    for key in ("data.batch_size", "model.lr"):
+        if key in changes:
+            raise ZooError(f"--{key} is what the grid goes through: leave it out, or run {ROOM}/finetune itself.")
+    rows: list[dict[str, Any]] = []
     for batch in BATCHES:
         for rate in RATES:
             folder = output / f"batch{batch}-lr{rate:g}"
             setting = {"data.batch_size": batch, "model.lr": rate}
             value = run_stage(folder, f"{ROOM}/finetune", {**changes, **setting}, seed, metric)
             rows.append({"batch_size": batch, "lr": rate, metric: value, "run": str(folder)})
-    rows.sort(key=lambda row: -float(row[metric]))
+    rows.sort(key=lambda row: row[metric], reverse="loss" not in metric)
     (output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for row in rows[:5]:
         print(f"{row[metric]:.4f}  batch {row['batch_size']}  lr {row['lr']:g}  {row['run']}")
@@ -219,10 +225,14 @@ def run_stage(folder: Path, recipe: str, changes: dict[str, Value], seed: int, m
         arguments.append("--resume")
     os.environ.pop("ZOO_RESUME", None)  # of the stage before
     run(["run", recipe, "--run-dir", str(folder), "--seed_everything", str(seed), *arguments])
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        values = [row[metric] for row in csv.DictReader(file) if row.get(metric)]
+    logged: list[dict[str, str]] = []
+    if (folder / "metrics.csv").is_file():  # a run that is too short logs nothing
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            logged = list(csv.DictReader(file))
+    values = [row[metric] for row in logged if row.get(metric)]
     if not values:
-        raise ZooError(f"{folder} ended without {metric}.")
+        known = sorted({key for row in logged for key, value in row.items() if value and key.startswith("val/")})
+        raise ZooError(f"{folder} ended without {metric}: it has {', '.join(known) or 'no metric'}.")
     _keep(done, settings, float(values[-1]))
     return float(values[-1])
 
