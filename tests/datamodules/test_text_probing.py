@@ -68,7 +68,7 @@ def test_held_out_sentences_are_in_no_training_document(tmp_path):
     with pytest.raises(ZooError, match="too few for bigram shift"):
         held_out_bigram_shift(parts, 0.01)
     data = TextPretrainDataModule(
-        str(file), vocab_size=200, max_length=16, val_fraction=0.5, batch_size=8, num_workers=0
+        str(file), vocab_size=300, max_length=16, val_fraction=0.5, batch_size=8, num_workers=0
     )
     loaders = data.labelled_dataloaders("bigram_shift")
     assert [len(loader.dataset) for loader in loaders] == [len(train), len(test)]
