@@ -73,7 +73,7 @@ def test_held_out_sentences_are_in_no_training_document(tmp_path):
     loaders = data.labelled_dataloaders("bigram_shift")
     assert [len(loader.dataset) for loader in loaders] == [len(train), len(test)]
     batch, labels = next(iter(loaders[0]))
-    assert batch["input_ids"].shape == (8, 16)
+    assert len(batch["input_ids"]) == 8
     assert labels.tolist() == [label for _, label in train[:8]]
     for task in (None, "package", "topic", "nonsense"):
         with pytest.raises(ZooError, match="Label"):

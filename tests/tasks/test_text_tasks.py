@@ -62,7 +62,8 @@ def runs(place, tmp_path_factory):
     main(["run", "well_read_students/quickstart", "--run-dir", str(out / "pre"), *SMALL, "--trainer.max_epochs", "2",
           "--trainer.callbacks", "null", "--data.root", str(place / "texts.txt"), "--data.tokenizer", tokenizer,
           "--data.batch_size", "8", "--data.val_fraction", "0.3", "--model.hidden_size", "32",
-          "--model.init_std", "0.3", "--model.vocab_size", "300", "--data.max_length", "16"])  # fmt: skip
+          "--model.init_std", "0.3", "--model.vocab_size", "300", "--data.max_length", "16",
+          "--model.init_positions", "normal", "--model.lr", "6e-4", "--data.builder_passes", "1"])  # fmt: skip
     main(["run", "well_read_students/finetune", "--run-dir", str(out / "teacher"), *SMALL, "--trainer.max_epochs", "12",
           "--model.backbone", str(out / "pre"), "--data.root", str(place), "--data.batch_size", "8",
           "--model.lr", "2e-3", "--model.dropout", "0"])  # fmt: skip
