@@ -108,7 +108,9 @@ class Documents:
 
     def _bad(self, message: str) -> None:
         if self.on_bad_text == "error":
-            raise ZooError(f"{message}. Repair it, or pass over such documents with --data.on_bad_text skip.")
+            raise ZooError(
+                f"{message}. Repair it, or pass over such documents with --data.on_bad_text skip (--skip-bad of commands)."
+            )
         self.num_skipped += 1
 
     def _raw(self) -> Iterator[tuple[str, str | None]]:
@@ -190,7 +192,7 @@ class Documents:
                     yield f"{file}, row {row}", value
                     row += 1
         except (pa.ArrowException, OSError) as error:
-            raise ZooError(f"Cannot read {file}: {' '.join(str(error).split())[:200]}.") from error
+            raise ZooError(f"Cannot read {file}: {' '.join(str(error).split())[:200].rstrip('.')}.") from error
 
     def _hub(self) -> Iterator[tuple[str, str | None]]:
         with text_packages():

@@ -12,6 +12,7 @@ FILES = {
     "empty.txt": b"\n \n",
     "binary.txt": bytes(range(1, 256)) * 9,
     "zero.txt": b"a good line\nand\x00 another\n",
+    "broken.parquet": b"nothing of the kind",
     "long.txt": b"word " * 500 + b"\na short line\n" + b"and " * 300,
 }
 
@@ -61,6 +62,7 @@ def test_lines_are_embedded_and_long_ones_counted(run, tmp_path):
         (["predict", "electra-docs", "."], ". is a folder"),
         (["tokenizer", "zero.txt"], "zero.txt, line 2: a zero byte"),
         (["tokenizer", "binary.txt"], "binary.txt, line 2: not UTF-8"),
+        (["tokenizer", "broken.parquet"], "Cannot read broken.parquet: "),
         (["tokenizer", "empty.txt"], "There is no text in"),
     ],
 )
@@ -71,6 +73,7 @@ def test_what_is_no_text_is_named(run, tmp_path, command, message):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+    assert not err.endswith("..\n")
     assert not list(tmp_path.iterdir())
 
 
