@@ -109,7 +109,7 @@ class Documents:
     def _bad(self, message: str) -> None:
         if self.on_bad_text == "error":
             raise ZooError(
-                f"{message}. Repair it, or pass over such documents with --data.on_bad_text skip (--skip-bad of commands)."
+                f"{message}. Repair it, or pass over such documents: --data.on_bad_text skip, or --skip-bad."
             )
         self.num_skipped += 1
 
