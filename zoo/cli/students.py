@@ -106,6 +106,7 @@ def compare(
     text, labelled, transfer = _offline_text(output, text, labelled, transfer)
     guessing = _read(labelled, pair_column, transfer)
     common: dict[str, Value] = {"data.max_length": max_length, "data.num_workers": workers}
+    common["trainer.enable_model_summary"] = "false"  # of some twenty runs
     tuned = {**common, "data.root": labelled, "data.bucket_by_length": "true", "trainer.callbacks": "null"}
     tuned |= {} if pair_column is None else {"data.pair_column": pair_column}
 
