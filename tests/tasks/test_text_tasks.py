@@ -349,11 +349,16 @@ def test_one_command_compares_the_students(tmp_path, monkeypatch, capsys):
                str(tmp_path / "transfer.txt")]  # fmt: skip
     command = ["students", "compare", str(tmp_path / "out"), *sources, "--seeds", "1", "--student", "1x32", "--teacher",
                "2x32", "--vocab-size", "300", "--max-length", "8", "--teacher-steps", "2", "--student-steps", "2",
-               "--finetune-epochs", "1", "--distill-epochs", "1", "--labels", "32"]  # fmt: skip
+               "--finetune-epochs", "1", "--distill-epochs", "1", "--labels", "32", "--teacher-tries", "2"]  # fmt: skip
     zoo_main(command)
     rows = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in rows] == ["teacher", "PD", "PF", "TD", "TF", "D", "F"]
     assert (tmp_path / "out" / "figures" / "comparison.png").stat().st_size > 5000
+    tries = [json.loads((tmp_path / "out" / f"teacher{n}" / "stage.json").read_text(encoding="utf-8")) for n in (0, 1)]
+    values = [record["value"] for record in tries]
+    assert rows[0]["seeds"] == [max(values)]
+    record = json.loads((tmp_path / "out" / "seed0" / "PD" / "stage.json").read_text(encoding="utf-8"))
+    assert record["settings"]["model.teacher"].endswith(f"teacher{values.index(max(values))}")
     capsys.readouterr()
     zoo_main(command)  # nothing is run again
     assert "---" not in capsys.readouterr().out
@@ -367,7 +372,7 @@ def test_one_command_compares_the_students(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "again" / "student_pretrained").exists()
     again = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in again] == [row["method"] for row in rows]
-    assert zoo.load(tmp_path / "again" / "teacher").tokenizer.get_vocab() == zoo.load(student).tokenizer.get_vocab()
+    assert zoo.load(tmp_path / "again" / "teacher0").tokenizer.get_vocab() == zoo.load(student).tokenizer.get_vocab()
     command[4] = str(tmp_path / "nowhere")
     with pytest.raises(SystemExit):
         zoo_main(command)

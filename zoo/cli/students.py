@@ -81,6 +81,9 @@ def compare(
     pretrain_lr: Annotated[float, typer.Option(help="Peak rate of pre-training.")] = 1e-3,
     lr: Annotated[float, typer.Option(help="Peak rate of the student's other stages.")] = 3e-4,
     teacher_lr: Annotated[float, typer.Option(help="Peak rate of the teacher's fine-tuning.")] = 3e-4,
+    teacher_tries: Annotated[
+        int, typer.Option(min=1, help="Fine-tunings of the teacher; the best on the development set teaches.")
+    ] = 3,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of each loader.")] = 0,
 ) -> None:
     """Compare Pre-trained Distillation with its baselines, the teacher trained in the same command.
@@ -136,9 +139,12 @@ def compare(
         changes |= _for(distill_epochs) | {f"model.{key}": value for key, value in start.items()}
         return run_stage(folder, f"{ROOM}/distill", changes, seed, "val/acc")
 
-    big, taught = pretrain("teacher", teacher_steps), output / "teacher"
+    big = pretrain("teacher", teacher_steps)
     small = pretrain("student", student_steps) if student_run is None else student_run
-    scores = {"teacher": [finetune(taught, 0, teacher_lr, backbone=big)]}
+    # With few labels a fine-tuning is a matter of luck, and a poor teacher holds every distilled student back.
+    tries = [output / f"teacher{number}" for number in range(teacher_tries)]
+    found = [finetune(folder, number, teacher_lr, backbone=big) for number, folder in enumerate(tries)]
+    taught, scores = tries[found.index(max(found))], {"teacher": [max(found)]}
     if scores["teacher"][0] < guessing + 0.02:
         print(
             f"Warning: the teacher has learned nothing, {scores['teacher'][0]:.1%} where guessing the largest class"
