@@ -21,11 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.text_made_up import MADE_UP_DOCUMENTS, MadeUpLanguage
 from zoo.errors import ZooError
 from zoo.nn.text import text_packages
 from zoo.paths import cache_dir
 
 PYTHON_DOCS = "python-docs"
+MADE_UP = "made-up"
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 OnBad = Literal["error", "skip"]
 
@@ -41,7 +43,8 @@ class Documents:
             - a folder of such files, read in order of their names;
             - a hub id, `owner/name` or `owner/name:config`, read as a stream (split "train");
             - the word `python-docs`: the manual's topics and the standard library's docstrings of this Python;
-              `python-docs:numpy,scipy` adds the docstrings of installed packages.
+              `python-docs:numpy,scipy` adds the docstrings of installed packages;
+            - the word `made-up`: a made-up language (`datamodules.text_made_up`).
         column: name of the text field of JSONL and Parquet.
         on_bad_text: "error" names a broken or empty document and stops; "skip" passes over it and counts.
 
@@ -59,6 +62,8 @@ class Documents:
     def _find(self) -> list[Path]:
         if is_python_docs(self.root):
             _package_folders(_packages(self.root))  # says which one is missing
+            return []
+        if self.root == MADE_UP:
             return []
         path = Path(self.root).expanduser()
         if path.is_dir():
@@ -80,6 +85,7 @@ class Documents:
         digest = hashlib.blake2b(f"{self.column}|{self.on_bad_text}".encode(), digest_size=16)
         if not self.files:
             versions = _docs_key(_packages(self.root)) if is_python_docs(self.root) else ""
+            versions = MadeUpLanguage().sentence(0) if self.root == MADE_UP else versions
             digest.update(f"{self.root}|{versions}".encode())
         for file in self.files:
             digest.update(file.suffix.encode())
@@ -102,13 +108,18 @@ class Documents:
 
     def _bad(self, message: str) -> None:
         if self.on_bad_text == "error":
-            raise ZooError(f"{message}. Repair it, or pass over such documents with --data.on_bad_text skip.")
+            raise ZooError(
+                f"{message}. Repair it, or pass over such documents: --data.on_bad_text skip, or --skip-bad."
+            )
         self.num_skipped += 1
 
     def _raw(self) -> Iterator[tuple[str, str | None]]:
         if is_python_docs(self.root):
             found = python_documents(packages=_packages(self.root))
             yield from ((f"docstring of {package}", text) for package, text in found)
+            return
+        if self.root == MADE_UP:
+            yield from ((MADE_UP, text) for text in MadeUpLanguage().documents(MADE_UP_DOCUMENTS))
             return
         if not self.files:
             yield from self._hub()
@@ -117,10 +128,14 @@ class Documents:
             yield from reader(file)
 
     def _lines(self, file: Path) -> Iterator[tuple[int, str | None]]:
-        """Line numbers and decoded lines; None where a line is no UTF-8."""
+        """Line numbers and decoded lines; None where a line is no UTF-8 text."""
         try:
             with file.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
+                    if b"\0" in line:
+                        self._bad(f"{file}, line {number}: a zero byte, no text")
+                        yield number, None
+                        continue
                     try:
                         yield number, line.decode("utf-8").rstrip("\r\n")
                     except UnicodeDecodeError as error:
@@ -177,7 +192,7 @@ class Documents:
                     yield f"{file}, row {row}", value
                     row += 1
         except (pa.ArrowException, OSError) as error:
-            raise ZooError(f"Cannot read {file}: {' '.join(str(error).split())[:200]}.") from error
+            raise ZooError(f"Cannot read {file}: {' '.join(str(error).split())[:200].rstrip('.')}.") from error
 
     def _hub(self) -> Iterator[tuple[str, str | None]]:
         with text_packages():

@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.errors import ZooError
 
+MADE_UP_DOCUMENTS = 4000  # texts for pre-training
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 
 
@@ -74,13 +75,25 @@ class MadeUpLanguage:
         return ["\n".join(f"{self.sentence(int(topic))} ." for _ in range(sentences)) for topic in about]
 
 
+def labelled_topics(train: int = 60, held_out: int = 600) -> list[list[tuple[str, int]]]:
+    """Sentences of the language (seed 0) and their topics, drawn apart from `write_made_up`: two parts."""
+    language = MadeUpLanguage()
+    language.draws = np.random.default_rng(1)
+    return [language.labelled(train), language.labelled(held_out)]
+
+
 def _falling(count: int, power: float) -> np.ndarray:
     shares = np.arange(1, count + 1) ** -power
     return shares / shares.sum()
 
 
 def write_made_up(
-    folder: Path, documents: int = 4000, train: int = 2000, dev: int = 1000, transfer: int = 4000, seed: int = 0
+    folder: Path,
+    documents: int = MADE_UP_DOCUMENTS,
+    train: int = 2000,
+    dev: int = 1000,
+    transfer: int = 4000,
+    seed: int = 0,
 ) -> tuple[Path, Path, Path]:
     """A made-up language as files: text for pre-training, a labelled folder, a transfer set.
 

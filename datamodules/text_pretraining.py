@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.text import PYTHON_DOCS, Documents, OnBad, is_python_docs, python_documents
+from datamodules.text import MADE_UP, PYTHON_DOCS, Documents, OnBad, is_python_docs, python_documents
 from datamodules.text_base import TextDataModule, corpus_tokenizer, mixture
 from datamodules.text_corpus import TokenCorpus, tokenize_corpus
+from datamodules.text_made_up import labelled_topics
 from datamodules.text_packing import PackedBlocks, PaddedPairs, bert_pairs, electra_examples
+from datamodules.text_probing import held_out_bigram_shift
 from datamodules.text_tokenizer import Kind
 from zoo.errors import ZooError
 from zoo.nn.text import SpecialIds, encode_texts
 
 Examples = Literal["packed", "electra", "bert"]
+ProbeTask = Literal["package", "topic", "bigram_shift"]
 
 
 class TextPretrainDataModule(TextDataModule):
@@ -26,8 +29,8 @@ class TextPretrainDataModule(TextDataModule):
 
     Args:
         root: a source (`datamodules.text.Documents` has the details: text, JSONL, Parquet, a folder, a hub id,
-            "python-docs", "python-docs:numpy,scipy"), or a mapping from sources to weights: a mixture, each taken so
-            many times an epoch.
+            "python-docs", "python-docs:numpy,scipy", "made-up"), or a mapping from sources to weights: a mixture, each
+            taken so many times an epoch.
         tokenizer: path or hub id; None trains one on the corpus.
         vocab_size, tokenizer_kind, lowercase: of a tokenizer that is trained.
         max_length: tokens of an example, special ones included.
@@ -139,24 +142,43 @@ class TextPretrainDataModule(TextDataModule):
         """One sentence of the corpus, as `preprocess` takes it."""
         return next(iter(self.documents[0])).split("\n")[0]
 
-    def labelled_dataloaders(self) -> tuple[DataLoader, DataLoader]:
-        """Docstrings and the package each comes from: (batch, label) for probes, training part and held-out part."""
+    def labelled_dataloaders(self, task: ProbeTask | None = None) -> tuple[DataLoader, DataLoader]:
+        """(batch, label) for probes, training part and held-out part.
+
+        "package": docstrings, and which package each comes from. "topic": few sentences of the made-up language, and
+        what each is about. "bigram_shift": sentences of the held-out documents of any text, and whether two
+        neighbouring words are swapped (`datamodules.text_probing`). None: "topic" for the made-up language, else
+        "package".
+        """
         self.setup()
-        if not all(is_python_docs(d.root) for d in self.documents):
+        made_up = [d.root for d in self.documents] == [MADE_UP]
+        task = task or ("topic" if made_up else "package")
+        sides: Any
+        if task == "bigram_shift":
+            sides = held_out_bigram_shift(self.documents, self.hparams.val_fraction)
+        elif task == "topic" and made_up:
+            sides = labelled_topics()
+        elif task != "package":
+            raise ZooError(
+                f"Labelled texts are 'package', 'bigram_shift' or, of the made-up language, 'topic': not {task!r}."
+            )
+        elif not all(is_python_docs(d.root) for d in self.documents):
             raise ZooError(
                 "Labels for probes come with data.root python-docs only: take ProbeReport out of the recipe."
             )
-        texts = labelled_docstrings(self.hparams.probe_classes, self.hparams.probe_min)
-        parts = [LabelledText([t for t in texts if t[2] == held], self.tokenizer, self.max_length) for held in (0, 1)]
+        else:
+            rows = labelled_docstrings(self.hparams.probe_classes, self.hparams.probe_min)
+            sides = ([(text, label) for text, label, held in rows if held == side] for side in (0, 1))
+        parts = [LabelledText(side, self.tokenizer, self.max_length) for side in sides]
         return self.loader(parts[0], train=False), self.loader(parts[1], train=False)
 
 
 class LabelledText(Dataset):
     """Texts and class indices: item i is (`input_ids` and `attention_mask`, each (max_length,), label)."""
 
-    def __init__(self, rows: list[tuple[str, int, int]], tokenizer: Any, max_length: int) -> None:
-        self.labels = [label for _, label, _ in rows]
-        batch = encode_texts(tokenizer, [text for text, _, _ in rows], max_length)
+    def __init__(self, rows: list[tuple[str, int]], tokenizer: Any, max_length: int) -> None:
+        self.labels = [label for _, label in rows]
+        batch = encode_texts(tokenizer, [text for text, _ in rows], max_length)
         self.ids, self.mask = batch["input_ids"], batch["attention_mask"]
 
     def __len__(self) -> int:

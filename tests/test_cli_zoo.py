@@ -227,6 +227,8 @@ def test_embed_refuses(run, files, tmp_path):
     failed(run("embed", "tiny", files, "-o", tmp_path / "there.npz"), "exists already")
     assert (tmp_path / "there.npz").read_text() == "mine"
     failed(run("embed", "tiny", files, "-o", tmp_path / "x.csv"), ".npz or .parquet")
+    inside = tmp_path / "there.npz" / "x.npz"
+    failed(run("embed", "tiny", files, "-o", inside), f"Cannot write {inside}")
     failed(run("embed", "tiny", files / "gone", "-o", tmp_path / "x.npz"), "no file or folder")
     failed(run("embed", "tiny", files, "-o", tmp_path / "x.npz", "--pattern", "*.jpg"), "'*.jpg'")
     failed(run("embed", "tiny", files, "-o", tmp_path / "x.npz", "--device", "gpu"), "no device 'gpu'")

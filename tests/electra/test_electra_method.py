@@ -16,6 +16,7 @@ from zoo.papers.electra.corruption import (
     replace_tokens,
     sample,
 )
+from zoo.papers.electra.losses import detection_scores
 
 SPECIAL = SpecialIds()
 TINY = dict(vocab_size=150, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, embedding_size=16,
@@ -160,6 +161,33 @@ def test_start_values_give_the_expected_losses():
     assert out.disc_loss.item() == pytest.approx(0.693, abs=0.05)
     share = out.disc_labels.float().mean().item()
     assert share == pytest.approx(out.masked.weights.sum().item() / ids.numel(), abs=0.01)
+
+
+def test_share_of_replaced_tokens_falls_as_the_generator_learns():
+    torch.manual_seed(0)
+    model = Electra(**TINY).eval()
+    ids, mask = batch_of([32] * 8)
+    ids[:, 1:31] = 120  # one word everywhere, which the generator comes to know
+    batch, logged, shares = {"input_ids": ids, "attention_mask": mask}, {}, []
+    model.log_dict = lambda values, **_: logged.update(values)
+    model.log = lambda *_, **__: None
+    for known in (0.0, 5.0, 30.0):
+        model.generator_predictions.bias.data[120] = known
+        out = model.pretraining_task(batch)
+        shares.append(out.disc_labels.float().sum().item() / out.masked.weights.sum().item())
+        model.validation_step(batch, 0)
+    assert shares[0] == pytest.approx(1 - 1 / 150, abs=0.06)
+    assert shares[0] > shares[1] > shares[2] == 0
+    assert logged["val/sampled_acc"] == logged["val/mlm_acc"] == 1
+    assert {f"val/disc_{name}" for name in ("loss", "loss_prior", "acc", "precision", "recall")} <= set(logged)
+
+
+def test_scores_of_detection_by_hand():
+    logits = torch.tensor([[2.0, -1.0, 3.0, -2.0], [1.0, 1.0, -1.0, 9.0]])
+    labels = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1]])
+    real = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])  # the last token is padding
+    found = detection_scores(logits, labels, real)
+    assert [round(float(value), 4) for value in found.values()] == [0.5714, 0.5, 0.6667]
 
 
 def test_transformers_computes_the_same_and_back():

@@ -62,7 +62,8 @@ def runs(place, tmp_path_factory):
     main(["run", "well_read_students/quickstart", "--run-dir", str(out / "pre"), *SMALL, "--trainer.max_epochs", "2",
           "--trainer.callbacks", "null", "--data.root", str(place / "texts.txt"), "--data.tokenizer", tokenizer,
           "--data.batch_size", "8", "--data.val_fraction", "0.3", "--model.hidden_size", "32",
-          "--model.init_std", "0.3", "--model.vocab_size", "300", "--data.max_length", "16"])  # fmt: skip
+          "--model.init_std", "0.3", "--model.vocab_size", "300", "--data.max_length", "16",
+          "--model.init_positions", "normal", "--model.lr", "6e-4", "--data.builder_passes", "1"])  # fmt: skip
     main(["run", "well_read_students/finetune", "--run-dir", str(out / "teacher"), *SMALL, "--trainer.max_epochs", "12",
           "--model.backbone", str(out / "pre"), "--data.root", str(place), "--data.batch_size", "8",
           "--model.lr", "2e-3", "--model.dropout", "0"])  # fmt: skip
@@ -348,17 +349,88 @@ def test_one_command_compares_the_students(tmp_path, monkeypatch, capsys):
                str(tmp_path / "transfer.txt")]  # fmt: skip
     command = ["students", "compare", str(tmp_path / "out"), *sources, "--seeds", "1", "--student", "1x32", "--teacher",
                "2x32", "--vocab-size", "300", "--max-length", "8", "--teacher-steps", "2", "--student-steps", "2",
-               "--finetune-epochs", "1", "--distill-epochs", "1", "--labels", "32"]  # fmt: skip
+               "--finetune-epochs", "1", "--distill-epochs", "1", "--labels", "32", "--teacher-tries", "2"]  # fmt: skip
     zoo_main(command)
     rows = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in rows] == ["teacher", "PD", "PF", "TD", "TF", "D", "F"]
     assert (tmp_path / "out" / "figures" / "comparison.png").stat().st_size > 5000
+    tries = [json.loads((tmp_path / "out" / f"teacher{n}" / "stage.json").read_text(encoding="utf-8")) for n in (0, 1)]
+    values = [record["value"] for record in tries]
+    assert rows[0]["seeds"] == [max(values)]
+    record = json.loads((tmp_path / "out" / "seed0" / "PD" / "stage.json").read_text(encoding="utf-8"))
+    assert record["settings"]["model.teacher"].endswith(f"teacher{values.index(max(values))}")
     capsys.readouterr()
     zoo_main(command)  # nothing is run again
     assert "---" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         zoo_main([*command, "--lr", "1e-5"])
     assert "made with other settings" in capsys.readouterr().err
+    # From a student that was pre-trained before: the teacher reads the same word pieces, nothing else is pre-trained.
+    student = tmp_path / "out" / "student_pretrained"
+    command[2:3] = [str(tmp_path / "again"), "--student-run", str(student)]
+    zoo_main(command)
+    assert not (tmp_path / "again" / "student_pretrained").exists()
+    again = json.loads((tmp_path / "again" / "results.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in again] == [row["method"] for row in rows]
+    assert zoo.load(tmp_path / "again" / "teacher0").tokenizer.get_vocab() == zoo.load(student).tokenizer.get_vocab()
+    command[4] = str(tmp_path / "nowhere")
+    with pytest.raises(SystemExit):
+        zoo_main(command)
+    assert "There is no run folder" in capsys.readouterr().err
+
+
+def test_quickstart_compares_from_its_own_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    asked = {}
+    monkeypatch.setattr("zoo.cli.students.compare", lambda folder, **settings: asked.update(settings, folder=folder))
+    tiny = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1", "--trainer.max_steps", "2",
+            "--trainer.val_check_interval", "2", "--model.hidden_size", "32", "--trainer.accelerator", "cpu",
+            "--data.num_workers", "0", "--data.batch_size", "8"]  # fmt: skip
+    run = ["run", "well_read_students/quickstart", "--run-dir", str(tmp_path / "run"), *tiny]
+    main(run)
+    assert (asked["folder"], asked["student_run"]) == (tmp_path / "run" / "students", tmp_path / "run")
+    assert (asked["student"], asked["teacher"], asked["seeds"]) == ("2x32", "4x128", 3)
+    assert (asked["vocab_size"], asked["max_length"], asked["pairs"]) == (512, 40, True)
+    names = [row["name"] for row in json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))]
+    assert {"masked-token accuracy", "next-sentence accuracy", "linear probe accuracy"} <= set(names)
+    asked.clear()
+    main([*run[:3], str(tmp_path / "none"), *tiny, "--trainer.callbacks.init_args.seeds", "0"])
+    assert not asked
+    (tmp_path / "mine.txt").write_text("one two three.\nfour five.\n\nsix seven.\neight.\n" * 20, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([*run[:3], str(tmp_path / "own"), *tiny, "--data.root", str(tmp_path / "mine.txt")])
+    assert "has labels for data.root made-up only" in capsys.readouterr().err
+
+
+def test_grid_runs_the_readmes_settings_and_keeps_the_best(tmp_path, monkeypatch, capsys):
+    from zoo.cli.app import main as zoo_main
+
+    seen = []
+
+    def stage(folder, recipe, changes, seed, metric):
+        seen.append((recipe, changes["data.batch_size"], changes["model.lr"], changes["data.root"], seed))
+        folder.mkdir(parents=True)
+        return 1 / (1 + abs(changes["data.batch_size"] - 32)) - abs(changes["model.lr"] - 5e-5)
+
+    monkeypatch.setattr("zoo.cli.students.run_stage", stage)
+    command = ["students", "grid", str(tmp_path / "grid"), "--data.root", "texts", "--seed", "7"]
+    zoo_main(command)
+    assert {row[0] for row in seen} == {"well_read_students/finetune"}
+    wanted = {(batch, rate) for batch in (8, 16, 32, 64, 128) for rate in (3e-4, 1e-4, 5e-5, 3e-5)}
+    assert {row[1:3] for row in seen} == wanted
+    assert len(seen) == 20
+    assert {row[3:] for row in seen} == {("texts", 7)}
+    rows = json.loads((tmp_path / "grid" / "results.json").read_text(encoding="utf-8"))
+    assert (rows[0]["batch_size"], rows[0]["lr"]) == (32, 5e-5)
+    assert "batch 32  lr 5e-05" in capsys.readouterr().out.splitlines()[0]
+    zoo_main([*command[:2], str(tmp_path / "losses"), *command[3:], "--metric", "val/loss"])  # the lowest is best
+    rows = json.loads((tmp_path / "losses" / "results.json").read_text(encoding="utf-8"))
+    assert rows == sorted(rows, key=lambda row: row["val/loss"])
+    for wrong, message in ((["--model.lr", "1e-3"], "is what the grid goes through"), (["oops"], "Unexpected 'oops'")):
+        with pytest.raises(SystemExit) as stopped:
+            zoo_main([*command, *wrong])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])

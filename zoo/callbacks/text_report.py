@@ -17,14 +17,19 @@ from zoo.tasks.few_labels import labels_per_class
 from zoo.tasks.probes import every_sample
 from zoo.tasks.text_few_labels import LabelledBatch, finetune_text_accuracy
 
+_TITLES = {"package": "which package", "bigram_shift": "words swapped?"}
+
 
 class TextReport(ProbeReport):
     """`ProbeReport`, and rows for classification: fine-tuned from this model beside from scratch, over several seeds.
 
-    Each seed draws its own labels, classifier and from-scratch network. Every single accuracy goes to
-    `<run folder>/results_finetune.json`, the means to the table and to `results.json`.
+    The data module gives the texts with `labelled_dataloaders(task) -> (train, held out)`. Each seed draws its own
+    labels, classifier and from-scratch network. Every single accuracy goes to `<run folder>/results_finetune.json`, the
+    means to the table and to `results.json`.
 
     Args:
+        task: which labels of the data module's. Of its text pre-training: "package" (which package a docstring is from)
+            or "bigram_shift" (were two neighbouring words swapped?).
         per_class: numbers of labelled texts a class.
         seeds: as above.
         steps, batch_size: of each fine-tuning.
@@ -41,18 +46,19 @@ class TextReport(ProbeReport):
         lr: float = 1e-3,
         scratch_lr: float = 1e-3,
         knn_k: int = 20,
+        task: str = "package",
     ) -> None:
         super().__init__(knn_k)
         if not per_class or not seeds:
             raise ZooError("TextReport needs at least one entry in per_class and in seeds.")
         self.per_class, self.seeds = list(per_class), list(seeds)
-        self.steps, self.batch_size = steps, batch_size
+        self.steps, self.batch_size, self.task = steps, batch_size, task
         self.rates = {"fine-tuned": lr, "from scratch": scratch_lr}
 
     def more_rows(self, trainer: Trainer, pl_module: LightningModule) -> list[_Row]:
         assert isinstance(pl_module, TextModule)
         with every_sample(trainer.datamodule):  # type: ignore[attr-defined]
-            loaders = trainer.datamodule.labelled_dataloaders()  # type: ignore[attr-defined]
+            loaders = trainer.datamodule.labelled_dataloaders(self.task)  # type: ignore[attr-defined]
             train, test = (_collect(loader, pl_module.device) for loader in loaders)
         rows, single = [], {}
         for count in self.per_class:
@@ -68,7 +74,8 @@ class TextReport(ProbeReport):
                     found[side].append(accuracy)
             single[str(count)] = found
             ours, scratch = found.values()
-            name = f"fine-tuned, {count} texts a class (± {np.std(ours):.1%})"
+            title = _TITLES.get(self.task, self.task)
+            name = f"{title}: fine-tuned, {count} texts a class (± {np.std(ours):.1%})"
             baseline = f"from scratch (± {np.std(scratch):.1%}), {len(self.seeds)} seeds"
             rows.append(_Row(name, float(np.mean(ours)), float(np.mean(scratch)), baseline))
         path = run_folder(trainer) / "results_finetune.json"

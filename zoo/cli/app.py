@@ -223,7 +223,7 @@ def embed(
 
     npz holds `files` and `features`, one row a file; parquet the columns `file` and `feature`.
     """
-    from zoo.cli.embed import embed_files, expand, lines_of, write_features
+    from zoo.cli.embed import embed_files, expand, lines_of, make_folder, write_features
 
     if output.suffix not in (".npz", ".parquet"):
         raise ZooError(f"The output is a .npz or .parquet file, not {output}.")
@@ -231,6 +231,7 @@ def embed(
         raise ZooError(f"{output} exists already: choose another name, or overwrite it with --force.")
     found = expand(files, pattern)
     paths = lines_of(found) if lines else found
+    make_folder(output)
     model = loading.load(name)
     done, features, skipped = embed_files(model, paths, batch_size=batch_size, device=device, skip_bad=skip_bad)
     write_features(output, done, features)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,16 +76,18 @@ def embed_files(
     device: str = "auto",
     skip_bad: bool = False,
 ) -> tuple[list[Path | Line], np.ndarray, list[str]]:
-    """`model(model.preprocess(file))` of every file, or of the text of every line.
+    """`model(model.preprocess(file))` of every file, or of the text of every line; says on stderr how many were cut.
 
     Returns the files, their features (files, D) as float32 (further axes flattened), and why files were skipped.
     Raises `ZooError` that names an unreadable file, unless `skip_bad`.
     """
     target = pick_device(device)
     model = model.to(target)
+    most = model.hparams.get("max_positions") or math.inf
     done: list[Path | Line] = []
     skipped: list[str] = []
     features: list[np.ndarray] = []
+    full = 0  # texts that fill the model's length
 
     def read(file: Path | Line) -> Any:
         try:
@@ -93,7 +98,9 @@ def embed_files(
             reason = " ".join(str(error).split()) or type(error).__name__
             return reason if str(file) in reason else f"Cannot read {file}: {reason}"
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, _progress(len(files)) as advance:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    with warnings.catch_warnings(), pool, _progress(len(files)) as advance:
+        warnings.filterwarnings("ignore", ".*were cut")  # one a text; counted instead
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             good: list[Any] = []
@@ -105,6 +112,7 @@ def embed_files(
                 else:
                     good.append(item)
                     done.append(file)
+            full += sum(_length(item) >= most for item in good)
             if good:
                 with torch.inference_mode():
                     out = _features(model, good, target)
@@ -112,7 +120,14 @@ def embed_files(
             advance(len(batch))
     if not features:
         raise ZooError(f"None of the {len(files)} files could be read; the first: {skipped[0]}.")
+    if full:
+        print(f"{full} of {len(done)} texts fill the model's {most} tokens; what goes beyond is cut.", file=sys.stderr)
     return done, np.concatenate(features), skipped
+
+
+def _length(item: Any) -> int:
+    """Tokens of a text; 0 of anything else."""
+    return item["input_ids"].shape[1] if isinstance(item, Mapping) and "input_ids" in item else 0
 
 
 def _features(model: ZooModule, items: list[Any], device: torch.device) -> Tensor:
@@ -141,8 +156,8 @@ def write_features(path: Path, files: Sequence[Path | Line], features: np.ndarra
     """Writes `.npz` (arrays `files`, `features`) or `.parquet` (columns `file`, `feature`), whole or not at all."""
     names = [str(file) for file in files]
     new = path.with_name(f".{path.name}.new")
+    make_folder(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".npz":
             with new.open("wb") as file:
                 np.savez(file, files=np.array(names), features=features)
@@ -153,6 +168,14 @@ def write_features(path: Path, files: Sequence[Path | Line], features: np.ndarra
         raise ZooError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         new.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder that a file is to be written to, so that it is known before the work whether that can be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZooError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def pick_device(device: str) -> torch.device:

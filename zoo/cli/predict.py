@@ -78,4 +78,4 @@ def predict(
     elif isinstance(model, TokenClassification):
         run.tag(model, source, output, length, batch_size)
     else:
-        raise ZooError(f"{name} is no fine-tuned text model but a {type(model).__name__}: fine-tune it first.")
+        raise ZooError(f"{name} is no fine-tuned text model (it is {type(model).__name__}): fine-tune it first.")

@@ -217,11 +217,14 @@ def _as_text(item: Any) -> str | tuple[str, str]:
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a file. Raises `ZooError` that says which file, and where it stops being UTF-8."""
+    """The text of a file. Raises `ZooError` that says which file, and where it stops being UTF-8 text."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ZooError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if (null := data.find(b"\0")) >= 0:  # UTF-8 as well, but a binary file
+        line = data[:null].count(b"\n") + 1
+        raise ZooError(f"{path}, line {line}: a zero byte: this is no text file.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

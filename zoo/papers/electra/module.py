@@ -361,7 +361,8 @@ class Electra(PretrainedText):
 
     def baselines(self) -> dict[str, tuple[str, str, float]]:
         """What the report compares the validation metrics with: chance, and guessing the most frequent token."""
-        rows = {"val/disc_auc": ("replaced-token AUC", "chance", 0.5)} if self.discriminator_predictions else {}
+        flat = "" if self.hparams.temperature == 1 else f", samples at temperature {self.hparams.temperature:g}"
+        rows = {"val/disc_auc": (f"replaced-token AUC{flat}", "chance", 0.5)} if self.discriminator_predictions else {}
         return rows | (super().baselines() if self.hparams.generator != "uniform" else {})
 
     def figures(self, batch: Batch) -> dict[str, Any]:
