@@ -188,10 +188,8 @@ def _table(output: Path, header: list[str], rows: Rows, what: str) -> None:
 
 
 def _picture_masks(model: Any, files: Sequence[Path], output: Path, skip_bad: bool, force: bool) -> None:
-    from PIL import Image
-
     from zoo.cli.embed import expand
-    from zoo.nn.images import _open, to_uint8
+    from zoo.nn.images import _open
 
     every = expand(list(files))
     targets = [output / f"{file.stem}_mask.png" for file in every]
@@ -199,16 +197,32 @@ def _picture_masks(model: Any, files: Sequence[Path], output: Path, skip_bad: bo
     if double is not None:
         raise ZooError(f"Two pictures would be written to {double}: give them different names.")
     _refuse(targets, force)
-    shift, scale = (torch.tensor(model.hparams[key])[:, None, None] for key in ("mean", "std"))
     for file, target in zip(every, targets, strict=True):
         picture = _try(lambda file=file: _open(file), skip_bad)
         if picture is None:
             continue
-        images = ((to_uint8(picture).float() / 255 - shift) / scale).unsqueeze(0).to(model.device)
-        with torch.inference_mode():
-            found = model.predict_step(images, 0)[0, 0] > 0.5
-        _save(target, lambda path, found=found: Image.fromarray(found.cpu().numpy() * np.uint8(255)).save(path, "PNG"))
-        print(f"{target}\t{float(found.float().mean()):.1%} marked")
+        labels = model.segment(picture).numpy()
+        mask = _mask_image(labels, model.num_classes)
+        _save(target, lambda path, mask=mask: mask.save(path, "PNG"))
+        names = model.class_names()
+        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+        if model.num_classes == 1:
+            print(f"{target}\t{shares[1]:.1%} marked")
+        else:
+            print(f"{target}\t{', '.join(f'{names[k]} {shares[k]:.1%}' for k in np.argsort(-shares)[:5] if shares[k])}")
+
+
+def _mask_image(labels: np.ndarray, classes: int) -> Any:
+    """One kind of thing as 0 and 255; several as a palette PNG, whose pixels are the classes' numbers."""
+    from PIL import Image
+
+    from zoo.tasks.segmentation_figures import palette
+
+    if classes == 1:
+        return Image.fromarray(labels * np.uint8(255))
+    image = Image.fromarray(labels)
+    image.putpalette(palette(256).ravel().tolist())
+    return image
 
 
 def _volume_masks(model: Any, files: Sequence[Path], output: Path, force: bool) -> None:

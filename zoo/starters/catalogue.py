@@ -18,7 +18,6 @@ _FRACTALS = (
     "zoo.papers.fractals.FractalSimSiam",
     "zoo.tasks.ResNetClassification",
 )
-_UNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _TEXT_TASKS = tuple(f"zoo.tasks.{name}" for name in ("TextClassification", "TokenClassification", "QuestionAnswering"))
 _ELECTRA = ("zoo.papers.electra.Electra",)
 _BERT = (*(f"zoo.papers.well_read_students.{name}" for name in ("CompactBert", "Distillation")), *_TEXT_TASKS)
@@ -33,24 +32,20 @@ class Variant:
         classes: class paths of the models that fit.
         model_key: the argument of the task that names the model.
         settings: what the starter changes in the recipe, by dotted key.
-        from_model: settings that follow the model: {dotted key: its constructor argument}.
-        unet: only ResNets fit that the U-Net has as encoders: those of torchvision, in their usual width.
+        from_model: settings that follow the model: {dotted key: its constructor argument, or that and the least value}.
+        data: class path and settings of other data than the recipe's; None keeps them.
     """
 
     recipe: str
     classes: tuple[str, ...]
     model_key: str = "backbone"
     settings: Settings = field(default_factory=dict)
-    from_model: dict[str, str] = field(default_factory=dict)
-    unet: bool = False
+    from_model: dict[str, str | tuple[str, int]] = field(default_factory=dict)
+    data: tuple[str, Settings] | None = None
 
-    def takes(self, class_path: str, init_args: dict[str, Any]) -> bool:
-        """Whether a model of this class, with these arguments, can be fine-tuned so."""
-        if not any(_same_class(class_path, known) for known in self.classes):
-            return False
-        if not self.unet:
-            return True
-        return init_args.get("width", 1.0) == 1.0 and init_args.get("network", _UNETS[2]) in _UNETS
+    def takes(self, class_path: str) -> bool:
+        """Whether a model of this class can be fine-tuned so."""
+        return any(_same_class(class_path, known) for known in self.classes)
 
 
 @dataclass(frozen=True)
@@ -78,9 +73,9 @@ class Starter:
     comments: dict[str, str]
     root: str = "data"
 
-    def variant(self, class_path: str, init_args: dict[str, Any]) -> Variant | None:
-        """The way for a model; None if it does not fit."""
-        return next((variant for variant in self.variants if variant.takes(class_path, init_args)), None)
+    def variant(self, class_path: str) -> Variant | None:
+        """The way for a model of a class; None if it does not fit."""
+        return next((variant for variant in self.variants if variant.takes(class_path)), None)
 
 
 def _same_class(path: str, known: str) -> bool:
@@ -104,6 +99,7 @@ def _comments(monitor: str, root: str, tuning: bool = True, key: str = "backbone
 
 _SMALL_IMAGES = {"data.batch_size": 32, "data.num_workers": 2, "data.val_fraction": 0.2}
 _FACE = {"data.num_workers": 2, "data.batch_size": 32}
+_FACE_PIXELS = {"data.mean": [0.485, 0.456, 0.406], "data.std": [0.228, 0.224, 0.225]}
 _MRI = {"data.num_workers": 2}
 
 STARTERS: tuple[Starter, ...] = (
@@ -133,14 +129,15 @@ STARTERS: tuple[Starter, ...] = (
     ),
     Starter(
         "image-segmentation",
-        "one kind of thing in pictures, as masks",
+        "classes of pixels in pictures, as masks",
         (
             Variant(
-                "fractals/finetune_glas",
-                _FRACTALS,
-                settings={"data.num_workers": 2, "data.batch_size": 8},
-                unet=True,
+                "droppos/finetune_segmentation",
+                _VITS,
+                from_model={"data.image_size": ("image_size", 64), "model.image_size": ("image_size", 64)},
             ),
+            Variant("fractals/finetune_segmentation", _FRACTALS),
+            Variant("fractals/finetune_segmentation", _FACES, settings=_FACE_PIXELS),
         ),
         "val/iou",
         "max",
@@ -150,7 +147,9 @@ STARTERS: tuple[Starter, ...] = (
         _comments(
             "val/iou",
             "your pictures and masks",
-            data__image_size="side of the training squares, a multiple of 32; set model.image_size alike",
+            data__augment="turns for pictures without an up (from above, under a microscope), flip, or none",
+            data__image_size="side of the training squares, and the shorter side of whole pictures; set model.image_size "
+            "alike",
         ),
     ),
     Starter(
@@ -406,4 +405,4 @@ def fitting_models(starter: Starter, manifests: Sequence[catalog.Manifest] | Non
     """Names of the catalogue's models that a starter takes; `manifests` spares reading them once for each starter."""
     if manifests is None:
         manifests = [catalog.info(name) for name in catalog.list_models()]
-    return [manifest.name for manifest in manifests if starter.variant(manifest.class_path, manifest.init_args)]
+    return [manifest.name for manifest in manifests if starter.variant(manifest.class_path)]

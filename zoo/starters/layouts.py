@@ -11,13 +11,21 @@ or `data/train/cat/`, `data/val/cat/` and so on. Parquet works too: `train.parqu
 `image` and `label`. JPEG, PNG, WebP, TIFF, BMP, GIF of any size."""
 
 MASKS = """\
-Pictures named `train_*` and `test*`, each with a mask of the same stem and `_anno` beside it: 0 is background, all else
-is what you look for.
+Pictures in `images/`, a mask of the same name for each in `masks/`, with or without `train/` and `val/` above them.
+Without, a fifth of the pictures is held out.
 
     data/
-      train_1.png   train_1_anno.png
-      train_2.png   train_2_anno.png
-      test_1.png    test_1_anno.png"""
+      classes.txt
+      images/   a.jpg  b.jpg ...
+      masks/    a.png  b.png ...
+
+A mask is a grey or palette PNG of its picture's size whose pixels are numbers of classes: 0, 1, 2 and so on, 255 where a
+pixel shall not count (`data.ignore_index`). `classes.txt` has the names, a line each, the first for 0; without it the
+numbers are the names. Masks of one kind of thing may be 0 and 255. Masks in colours need `classes.csv` instead:
+
+    name,red,green,blue
+    background,0,0,0
+    road,128,64,128"""
 
 LANDMARKS = """\
 Pictures with a `.pts` file of 68 points beside each (the 300-W layout: pixels, the first at 1). Every fifth picture

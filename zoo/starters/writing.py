@@ -30,7 +30,7 @@ def write_starter(task: str, model: str, dest: Path, *, data: Path | None = None
     """
     starter = find_starter(task)
     class_path, init_args = _describe(model)
-    variant = starter.variant(class_path, init_args)
+    variant = starter.variant(class_path)
     if variant is None:
         fits = fitting_models(starter)
         names = ", ".join(fits[:4]) + (f" and {len(fits) - 4} more" if len(fits) > 4 else "")
@@ -84,6 +84,8 @@ def starter_config(
     header.pop("smoke", None)
     header["title"] = f"Your own data: {starter.title}"
     header["time"] = "see zoo check"
+    if variant.data is not None:
+        config["data"] = {"class_path": variant.data[0], "init_args": dict(variant.data[1])}
     header["next"] = [
         f"zoo predict {{run}} {starter.files} -o {starter.output}",
         "zoo export {run} --name my-model -o weights/",
@@ -92,7 +94,10 @@ def starter_config(
     if "model.tuning.mode" in starter.comments:
         settings["model.tuning.mode"] = "full"
     settings |= {key: _filled(value, root) for key, value in variant.settings.items()}
-    settings |= {key: init_args[name] for key, name in variant.from_model.items() if init_args.get(name) is not None}
+    for key, source in variant.from_model.items():
+        name, least = source if isinstance(source, tuple) else (source, None)
+        if (value := init_args.get(name)) is not None:
+            settings[key] = value if least is None else max(value, least)
     length, most = config["data"]["init_args"].get("max_length"), init_args.get("max_positions")
     if length and most:
         settings["data.max_length"] = min(length, most)
