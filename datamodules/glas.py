@@ -2,8 +2,8 @@
 
     train_1.bmp  train_1_anno.bmp  ...  testA_1.bmp  testA_1_anno.bmp  testB_1.bmp  testB_1_anno.bmp
 
-Own data fits as well, of one kind of thing: `train_*` and `test*` in any image format, with a mask `*_anno` that is 0 on
-the background. `datamodules.image_segmentation` takes several classes, and folders of pictures and masks.
+Own data fits as well, of one kind of thing: `train_*` and `test*` in any image format, with a mask `*_anno` that is 0
+on the background. `datamodules.image_segmentation` takes several classes, and folders of pictures and masks.
 """
 
 from __future__ import annotations

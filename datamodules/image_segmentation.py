@@ -1,6 +1,6 @@
 """Pictures with label masks: `images/` and `masks/`, classes by number or by colour.
 
-    classes.csv  images/a.jpg  masks/a.png        or train/images, train/masks, val/images, val/masks
+classes.csv  images/a.jpg  masks/a.png        or train/images, train/masks, val/images, val/masks
 """
 
 from __future__ import annotations
@@ -174,16 +174,20 @@ class ImageSegmentationDataModule(ZooDataModule):
 
         def look(side: str, index: int) -> tuple[tuple[int, ...], np.ndarray, str]:
             picture, mask = data[side].read(index)
-            return picture.size, np.bincount(np.asarray(mask).ravel(), minlength=256), file_key(data[side].pairs[index][0])
+            return (
+                picture.size,
+                np.bincount(np.asarray(mask).ravel(), minlength=256),
+                file_key(data[side].pairs[index][0]),
+            )
 
         seen = read_all(found, {side: len(part) for side, part in data.items()}, look, "pictures or masks")
         rows = [row for part in seen.values() for row in part.values()]
         if rows:
             found.facts["sizes"] = most_common(f"{size[0]} x {size[1]}" for size, _, _ in rows)
-            self._shares(found, {side: np.stack([row[1] for row in part.values()]) for side, part in seen.items() if part})
-        names = {
-            side: {str(data[side].pairs[i][0]): row[2] for i, row in part.items()} for side, part in seen.items()
-        }
+            self._shares(
+                found, {side: np.stack([row[1] for row in part.values()]) for side, part in seen.items() if part}
+            )
+        names = {side: {str(data[side].pairs[i][0]): row[2] for i, row in part.items()} for side, part in seen.items()}
         found.leaks(names, "pictures")
         return found
 
@@ -216,8 +220,8 @@ class ImageSegmentationDataModule(ZooDataModule):
         rare = [self.classes[k] for k in np.flatnonzero((shares > 0) & (shares < 0.005))]
         if rare:
             found.warnings.append(
-                f"Less than half a per cent of the pixels are {', '.join(rare[:5])}: look at the Dice of each class, and "
-                "think of model.class_weights: balanced."
+                f"Less than half a per cent of the pixels are {', '.join(rare[:5])}: look at the Dice of each class, "
+                "and think of model.class_weights: balanced."
             )
         if not train[:, 1:classes].sum():
             found.problems.append("The training masks hold one class only: there is nothing to tell apart.")
@@ -236,7 +240,9 @@ def find_mask_pairs(folder: Path) -> list[Pair]:
     """
     for name in ("images", "masks"):
         if not (folder / name).is_dir():
-            raise ZooError(f"{folder} has no folder {name}: pictures lie in images/, masks of the same names in masks/.")
+            raise ZooError(
+                f"{folder} has no folder {name}: pictures lie in images/, masks of the same names in masks/."
+            )
 
     def files(name: str) -> dict[Path, Path]:
         every = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
@@ -248,8 +254,8 @@ def find_mask_pairs(folder: Path) -> list[Pair]:
     without = [path for stem, path in pictures.items() if stem not in masks]
     if without:
         raise ZooError(
-            f"{len(without)} of {len(pictures)} pictures have no mask in {folder / 'masks'}, the first {without[0].name}: "
-            "a mask has its picture's name, such as a.jpg and a.png."
+            f"{len(without)} of {len(pictures)} pictures have no mask in {folder / 'masks'}, the first "
+            f"{without[0].name}: a mask has its picture's name, such as a.jpg and a.png."
         )
     return [(path, masks[stem]) for stem, path in pictures.items()]
 

@@ -68,8 +68,8 @@ class MaskReader:
         if stray.any():
             colour = tuple(int(v) for v in pixels[stray][0])
             raise ZooError(
-                f"{path} has the colour {colour} in {int(stray.sum())} pixels, which classes.csv does not name. (A JPEG "
-                "blurs colours: save masks as PNG.)"
+                f"{path} has the colour {colour} in {int(stray.sum())} pixels, which classes.csv does not name. "
+                "(A JPEG blurs colours: save masks as PNG.)"
             )
         labels = order[place].astype(np.uint8)
         return labels if self.ignore_index is None else np.where(labels == self.ignore_index, IGNORE, labels)

@@ -110,7 +110,8 @@ def deploy(model: Any) -> Deployed:
     facts["image_size"] = size
     if isinstance(model, ImageClassifier):
         facts |= {"classes": model.class_names(), **model.view()}
-        return Deployed(_Calls(model, lambda m, x: m.classify(x).softmax(-1)), images, "probabilities", axes, facts)
+        output = "numbers" if model.targets == "numbers" else "probabilities"
+        return Deployed(_Calls(model, lambda m, x: m.predict_step(x, 0)), images, output, axes, facts)
     if isinstance(model, ImageSegmentation):
         facts |= model.view()
         if model.num_classes == 1:

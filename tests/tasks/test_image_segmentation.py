@@ -167,7 +167,7 @@ def test_kinds_of_masks(tmp_path):
     grey, coloured, marked = tmp_path / "grey.png", tmp_path / "colour.png", tmp_path / "marked.png"
     Image.fromarray(labels).save(grey)
     with_palette = Image.fromarray(labels)
-    with_palette.putpalette(list(range(256)) * 3)
+    with_palette.putpalette(list(range(255, -1, -1)) * 3)
     with_palette.save(tmp_path / "palette.png")
     reader = MaskReader(["a", "b", "c"])
     assert reader(grey).tolist() == reader(tmp_path / "palette.png").tolist() == labels.tolist()
@@ -189,7 +189,7 @@ def test_kinds_of_masks(tmp_path):
         for folder, source in (("images", grey), ("masks", marked)):
             (root / folder).mkdir(parents=True, exist_ok=True)
             (root / folder / f"{n}.png").write_bytes(source.read_bytes())
-    module = data(root, image_size=8)
+    module = data(root, image_size=8, augment="none")
     module.setup()
     assert module.classes == ["0", "1"]
     assert module.train_data[0][1].unique().tolist() == [0, 1]
@@ -209,7 +209,7 @@ def test_what_is_wrong_is_named(pictures):
     assert "2.png has (10, 10) pixels, its picture (60, 44)" in text
     assert "4.png holds the label 7: labels are 0 to 2 (3 classes)" in text
     assert "6.jpg" in text
-    title, header, rows = found.tables[0]
+    _, header, rows = found.tables[0]
     assert header == ["class", "pixels, training", "pictures, training", "pixels, validation", "pictures, validation"]
     assert [row[0] for row in rows] == ["ground", "disc", "square"]
     with pytest.raises(ZooError, match="has no folder images"):
@@ -228,10 +228,8 @@ def test_learns_reports_and_predicts(backbone, pictures, tmp_path, capsys):
         small += ["--model.decoder_width", "16"]
     from zoo.cli.run import main as lightning
 
-    with pytest.raises(SystemExit) as stop:
-        lightning(["run", str(recipe), "--run-dir", str(tmp_path / "run"), "--trainer.max_epochs", "25",
-                   "--model.lr", "3e-3", "--trainer.check_val_every_n_epoch", "25", *small])  # fmt: skip
-    assert stop.value.code in (0, None)
+    lightning(["run", str(recipe), "--run-dir", str(tmp_path / "run"), "--trainer.max_epochs", "25",
+               "--model.lr", "3e-3", "--trainer.check_val_every_n_epoch", "25", *small])  # fmt: skip
     run = tmp_path / "run"
     rows = list(csv.DictReader((run / "held_out.csv").open()))
     assert len(rows) == 2
@@ -261,8 +259,9 @@ def test_modes_of_tuning(mode):
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert any(name.startswith("segmenter.decoder") for name in trained)
     inside = [name for name in trained if ".encoder." in name]
-    assert {"frozen": not inside, "partial": all("blocks.5" in n or "blocks.3" in n or "blocks" in n for n in inside),
-            "lora": all("lora" in name for name in inside)}[mode]  # fmt: skip
+    kind = {"frozen": "nothing", "partial": ".blocks.", "lora": ".lora_"}[mode]
+    assert all(kind in name for name in inside)
+    assert bool(inside) == (mode != "frozen")
     model.train()(torch.randn(2, 3, 32, 32)).square().sum().backward()
 
 

@@ -209,5 +209,6 @@ def _write_numbers(
         "metrics": {name: {k: v if np.isfinite(v) else None for k, v in vars(i).items()} for name, i in found.items()},
         "checkpoint": os.path.relpath(checkpoint, folder) if checkpoint else None,
         "seconds": round(seconds, 1),
+        **outcome.extras(),
     }
     (folder / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

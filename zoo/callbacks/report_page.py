@@ -29,6 +29,7 @@ _MEANING = {
     "balanced accuracy": "mean over the classes, so that frequent ones do not hide rare ones",
     "macro F1": "mean over the classes of F1",
     "AUROC": "0.5 is guessing, 1 is best",
+    "mAP": "mean over the labels of the average precision; the share of positives is guessing, 1 is best",
     "mean IoU": "mean over the classes of (both / either), all pixels of all pictures together",
     "mean Dice": "mean over the classes of (2 both / (true + found)), 1 is best",
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -90,7 +89,10 @@ class ViTUPerNet(Segmenter):
         self.scales = nn.ModuleList(
             [
                 nn.Sequential(
-                    nn.ConvTranspose2d(dim, dim, 2, 2), nn.BatchNorm2d(dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, 2)
+                    nn.ConvTranspose2d(dim, dim, 2, 2),
+                    nn.BatchNorm2d(dim),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(dim, dim, 2, 2),
                 ),
                 nn.ConvTranspose2d(dim, dim, 2, 2),
                 nn.Identity(),

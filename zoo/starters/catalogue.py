@@ -99,7 +99,17 @@ def _comments(monitor: str, root: str, tuning: bool = True, key: str = "backbone
 
 _SMALL_IMAGES = {"data.batch_size": 32, "data.num_workers": 2, "data.val_fraction": 0.2}
 _FACE = {"data.num_workers": 2, "data.batch_size": 32}
-_FACE_PIXELS = {"data.mean": [0.485, 0.456, 0.406], "data.std": [0.228, 0.224, 0.225]}
+_FACE_VIEW = {"mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225]}
+_FACE_PIXELS = {f"data.{key}": values for key, values in _FACE_VIEW.items()}
+_TABLE = "datamodules.image_table.ImageTableDataModule"
+_TABLE_IMAGES = {
+    "image_size": 32,
+    "batch_size": 32,
+    "train_augment": "crop",
+    "crop_scale": [0.5, 1.0],
+    "val_fraction": 0.2,
+    "num_workers": 2,
+}
 _MRI = {"data.num_workers": 2}
 
 STARTERS: tuple[Starter, ...] = (
@@ -127,6 +137,59 @@ STARTERS: tuple[Starter, ...] = (
         "classes.csv",
         _comments("val/acc1", "your pictures, one subfolder a class"),
     ),
+    *(
+        Starter(
+            task,
+            title,
+            (
+                Variant(
+                    "droppos/finetune_classification",
+                    _VITS,
+                    settings={"model.label_smoothing": 0.0},
+                    from_model={"data.image_size": "image_size"},
+                    data=(_TABLE, {**settings, **_TABLE_IMAGES}),
+                ),
+                Variant(
+                    "fractals/finetune_classification",
+                    _FRACTALS,
+                    from_model={"data.image_size": "image_size"},
+                    data=(_TABLE, {**settings, **_TABLE_IMAGES, "mean": [0.5] * 3, "std": [0.5] * 3}),
+                ),
+                Variant(
+                    "fractals/finetune_classification",
+                    _FACES[:3],
+                    from_model={"data.image_size": "image_size"},
+                    data=(_TABLE, {**settings, **_TABLE_IMAGES, **_FACE_VIEW}),
+                ),
+            ),
+            monitor,
+            "max",
+            layout,
+            "PICTURES",
+            output,
+            _comments(monitor, "the folder with your table and pictures", data__table="the table's file", **more),
+        )
+        for task, title, settings, monitor, layout, output, more in (
+            (
+                "image-multilabel",
+                "labels of pictures, any number of them on each",
+                {"table": "labels.csv", "targets": "labels", "group_column": None},
+                "val/mAP",
+                layouts.LABEL_TABLE,
+                "labels.csv",
+                {"data__group_column": "a column of patients, people or places that stay on one side; null for none"},
+            ),
+            (
+                "image-regression",
+                "numbers of pictures or faces: age, size, counts",
+                {"table": "numbers.csv", "targets": "numbers", "group_column": None},
+                "val/spearman",
+                layouts.NUMBER_TABLE,
+                "numbers.csv",
+                {"data__group_column": "a column of patients, people or places that stay on one side; null for none"},
+            ),
+        )
+    ),
     Starter(
         "image-segmentation",
         "classes of pixels in pictures, as masks",
@@ -148,8 +211,7 @@ STARTERS: tuple[Starter, ...] = (
             "val/iou",
             "your pictures and masks",
             data__augment="turns for pictures without an up (from above, under a microscope), flip, or none",
-            data__image_size="side of the training squares, and the shorter side of whole pictures; set model.image_size "
-            "alike",
+            data__image_size="side of the training squares and shorter side of whole pictures; set model.image_size alike",
         ),
     ),
     Starter(

@@ -10,6 +10,37 @@ One subfolder a class, with or without `train/` and `val/` above them. Without, 
 or `data/train/cat/`, `data/val/cat/` and so on. Parquet works too: `train.parquet` and `test.parquet` with the columns
 `image` and `label`. JPEG, PNG, WebP, TIFF, BMP, GIF of any size."""
 
+LABEL_TABLE = """\
+A table with a row a picture, and the pictures beside it or in `images/`.
+
+    data/
+      labels.csv
+      images/   a.jpg  b.jpg ...
+
+`labels.csv` has a column `file` and a column a label: 1 it is there, 0 it is not, empty for not known.
+
+    file,cat,dog,outdoors
+    a.jpg,1,0,1
+    b.jpg,0,,0
+
+Or one column `labels` with names: `a.jpg,cat;outdoors`. A column `split` with `train` and `val` fixes what is held out;
+without, a fifth is."""
+
+NUMBER_TABLE = """\
+A table with a row a picture, and the pictures beside it or in `images/`.
+
+    data/
+      numbers.csv
+      images/   a.jpg  b.jpg ...
+
+`numbers.csv` has a column `file` and a column a number; empty cells are not known and do not count.
+
+    file,age
+    a.jpg,34.5
+    b.jpg,61
+
+A column `split` with `train` and `val` fixes what is held out; without, a fifth is. Faces should be cropped."""
+
 MASKS = """\
 Pictures in `images/`, a mask of the same name for each in `masks/`, with or without `train/` and `val/` above them.
 Without, a fifth of the pictures is held out.
@@ -19,8 +50,8 @@ Without, a fifth of the pictures is held out.
       images/   a.jpg  b.jpg ...
       masks/    a.png  b.png ...
 
-A mask is a grey or palette PNG of its picture's size whose pixels are numbers of classes: 0, 1, 2 and so on, 255 where a
-pixel shall not count (`data.ignore_index`). `classes.txt` has the names, a line each, the first for 0; without it the
+A mask is a grey or palette PNG of its picture's size whose pixels are numbers of classes: 0, 1, 2 and so on, 255 where
+a pixel shall not count (`data.ignore_index`). `classes.txt` has the names, a line each, the first for 0; without it the
 numbers are the names. Masks of one kind of thing may be 0 and 255. Masks in colours need `classes.csv` instead:
 
     name,red,green,blue

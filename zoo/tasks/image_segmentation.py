@@ -297,7 +297,9 @@ class ImageSegmentation(TunedTask):
             adam = adamw(self, groups, lr=h.lr, betas=(0.9, 0.999), weight_decay=h.weight_decay)
             epochs = h.warmup * (self.trainer.max_epochs or 0)
             return {"optimizer": adam, "lr_scheduler": warmup_cosine(self, adam, lr=h.lr, warmup_epochs=epochs)}
-        optimizer = torch.optim.SGD(norm_bias_groups(self.segmenter, h.lr, h.weight_decay), lr=h.lr, momentum=h.momentum)
+        optimizer = torch.optim.SGD(
+            norm_bias_groups(self.segmenter, h.lr, h.weight_decay), lr=h.lr, momentum=h.momentum
+        )
         schedule = one_cycle(
             optimizer,
             int(self.trainer.estimated_stepping_batches),

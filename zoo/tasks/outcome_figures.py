@@ -85,3 +85,19 @@ def draw_spread(values: Mapping[str, Any]) -> Figure:
     figure.suptitle("Spread over the held-out samples", fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def draw_labels(
+    classes: Sequence[str], rows: Mapping[str, np.ndarray], positives: np.ndarray, thresholds: np.ndarray
+) -> Figure:
+    """Scores of each label as points on a line, best first; with how many samples have it and its best threshold."""
+    order = np.argsort(np.nan_to_num(next(iter(rows.values())), nan=-1))[-40:]
+    figure, axis = plt.subplots(figsize=(7.5, 1.4 + 0.28 * len(order)))
+    for (name, values), marker in zip(rows.items(), "os^D", strict=False):
+        axis.plot(values[order], np.arange(len(order)), marker, label=name, markersize=5, alpha=0.8)
+    text = [f"{classes[k]} ({positives[k]}; from {thresholds[k]:.2f})" for k in order]
+    axis.set_yticks(range(len(order)), text, fontsize=8)
+    axis.set(xlim=(-0.02, 1.02), xlabel="score", title="Labels (held-out samples that have it; best threshold)")
+    axis.grid(axis="both", alpha=0.3)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.3 / len(order)), ncol=2, frameon=False)
+    return figure
