@@ -272,8 +272,8 @@ def _value(cell: str, targets: str, where: str) -> float:
         value = {-1.0: 0.0}.get(value, value)  # CelebA's way
         if value not in (0.0, 1.0):
             raise ZooError(
-                f"{where}: a label is 0 or 1 (true or false, yes or no) or empty, not {cell!r}. Name the columns to learn "
-                "with data.columns if this is none."
+                f"{where}: a label is 0 or 1 (true or false, yes or no) or empty, not {cell!r}. Name the columns "
+                "to learn with data.columns if this is none."
             )
     elif not np.isfinite(value):
         raise ZooError(f"{where}: {cell!r} is no number. Leave cells without a value empty.")

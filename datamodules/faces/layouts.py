@@ -47,12 +47,22 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, chosen: np.ndarray) -> Annotations:
+        """The pictures `chosen` (indices)."""
+        return Annotations(
+            [self.images[k] for k in chosen],
+            self.targets[chosen],
+            None if self.boxes is None else self.boxes[chosen],
+            None if self.subjects is None else self.subjects[chosen],
+            {name: flags[chosen] for name, flags in self.subsets.items()},
+        )
+
 
 # ---------------------------------------------------------------------- landmarks
 
 
-def read_pts(path: Path, count: int = 68) -> np.ndarray:
-    """A `.pts` file of 300-W (1-based) as (count, 2), the centre of the first pixel at 0."""
+def read_pts(path: Path, count: int | None = 68) -> np.ndarray:
+    """A `.pts` file of 300-W (1-based) as (count, 2), the centre of the first pixel at 0; None takes any count."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         body = re.search(r"\{(.*)\}", text, re.S)
@@ -60,8 +70,8 @@ def read_pts(path: Path, count: int = 68) -> np.ndarray:
         points = np.array([[float(x), float(y)] for x, y in rows])
     except (OSError, ValueError) as error:
         raise ZooError(f"{path} is no landmark file of 300-W: {error}.") from error
-    if len(points) != count:
-        raise ZooError(f"{path} has {len(points)} landmarks, not {count}.")
+    if points.ndim != 2 or (count is not None and len(points) != count):
+        raise ZooError(f"{path} has {len(points)} landmarks, not {count or 'one at least'}.")
     return points - 1.0
 
 

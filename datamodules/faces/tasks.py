@@ -15,15 +15,17 @@ from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule, normalize
 from datamodules.faces import identities, layouts, meshes
 from datamodules.faces.layouts import Annotations
-from datamodules.faces.normalisation import error_scale
+from datamodules.faces.normalisation import EYES, error_scale
+from datamodules.faces.points import read_points
 from datamodules.faces.rendered_tasks import rendered_tasks
 from datamodules.faces.shots import check_disjoint, few_shot, read_index_file
 from datamodules.faces.sources import decode
+from datamodules.folds import check_fold, held_out_by_fold
 from zoo.errors import ZooError, did_you_mean
 
 DATASETS = {
     "recognition": ("rendered", "identities"),
-    "landmarks": ("rendered", "300w", "wflw", "cofw", "aflw"),
+    "landmarks": ("rendered", "points", "300w", "wflw", "cofw", "aflw"),
     "action_units": ("rendered", "disfa", "bp4d"),
     "valence_arousal": ("rendered", "affectnet"),
     "reconstruction3d": ("rendered", "3dmm"),
@@ -112,7 +114,8 @@ class FaceTaskDataModule(ZooDataModule):
 
     Args:
         task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
-        dataset: "rendered", or an official layout: identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa,
+        dataset: "rendered", points (of one's own, any number: `datamodules.faces.points`), or an official layout:
+            identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa,
             bp4d, affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test); folders of classes for attributes.
         root: its folder; identities, folders and 3dmm want `train/` and `test/` below it.
         image_size: side of the square cut-outs in pixels.
@@ -120,9 +123,12 @@ class FaceTaskDataModule(ZooDataModule):
         shot: how many labels to train with: a number of samples above 1, or a share; 1.0 is all.
         shot_file: a few-shot index file (`zoo faces shots`) to take `shot` from instead of drawing it.
         shot_seed: of the draw.
-        fold: which third of DISFA's subjects tests.
+        folds, fold: hold out part `fold` of `folds` of the training pictures instead (`zoo kfold`; points and folders
+            of classes). With folds None, `fold` is which third of DISFA's subjects tests.
         basis: for 3dmm, an `.npz` with the face model (`datamodules.faces.meshes.read_basis`).
-        normalisation: of landmark errors: inter_ocular, inter_pupil, box_diagonal, box_size; None takes the data set's.
+        normalisation: of landmark errors: inter_ocular, inter_pupil, box_diagonal, box_size, image_diagonal, or
+            pair:A-B, the distance of two points; None takes the data set's (of points: between the eyes where the
+            number of points is that of a known set, else the box's diagonal).
         margin: see `FaceCrops`.
         std_red: as in pre-training.
         flip: probability of mirroring a training picture (not for landmarks and meshes: points would trade places).
@@ -142,6 +148,7 @@ class FaceTaskDataModule(ZooDataModule):
         shot: float = 1.0,
         shot_file: str | None = None,
         shot_seed: int = 0,
+        folds: int | None = None,
         fold: int = 0,
         basis: str | None = None,
         normalisation: str | None = None,
@@ -160,6 +167,9 @@ class FaceTaskDataModule(ZooDataModule):
         if dataset not in DATASETS[task]:
             raise ZooError(f"{task} has no data set {dataset!r}.{did_you_mean(dataset, DATASETS[task])} "
                            f"It takes {', '.join(DATASETS[task])}.")  # fmt: skip
+        check_fold(folds, fold if folds is not None else 0)
+        if folds is not None and dataset not in ("points", "folders"):
+            raise ZooError(f"{dataset} has no folds: they are for data.dataset points and folders.")
         if flip and task in ("landmarks", "reconstruction3d"):
             raise ZooError(f"flip would exchange left and right points of {task}: set data.flip to 0.")
         self.data: dict[str, Any] | None = None
@@ -203,6 +213,7 @@ class FaceTaskDataModule(ZooDataModule):
                 )
             for part in parts:
                 part.subjects = None
+            parts = self._folded(parts[0], parts)
             self.class_folders = names[0]
             outputs, scales = len(names[0]), [None, None]
         elif h.dataset == "3dmm":
@@ -221,15 +232,38 @@ class FaceTaskDataModule(ZooDataModule):
             if h.dataset == "disfa":
                 parts = [layouts.read_disfa(root, name, h.fold) for name in ("train", "test")]
             else:
-                parts = [_READERS[h.dataset](root, name) for name in ("train", "test")]
+                read = read_points if h.dataset == "points" else _READERS[h.dataset]
+                parts = [read(root, name) for name in ("train", "test")]
+                if h.dataset == "points" and h.folds is not None:
+                    parts = self._folded(read_points(root, "all"), parts)
             outputs, scales = parts[0].targets.shape[1], [None, None]
             if h.task == "landmarks":
-                how = h.normalisation or NORMALISATION[h.dataset]
-                scales = [error_scale(part.targets, how, part.boxes) for part in parts]
+                known = "inter_ocular" if outputs in EYES else "box_diagonal"
+                how = h.normalisation or NORMALISATION.get(h.dataset, known)
+                sizes = [_sizes(part.images) if how == "image_diagonal" else None for part in parts]
+                scales = [
+                    error_scale(part.targets, how, part.boxes, size) for part, size in zip(parts, sizes, strict=True)
+                ]
         train, test = (
             FaceCrops(part, h.task, h.image_size, h.margin, scale) for part, scale in zip(parts, scales, strict=True)
         )
         return {"train": train, "test": test, "outputs": outputs, "options": options, "subjects": train.subjects}
+
+    def _folded(self, every: Annotations, parts: list[Annotations]) -> list[Annotations]:
+        """The pictures of `every` shared out by `folds` and `fold`; `parts` where there are no folds."""
+        h = self.hparams
+        if h.folds is None:
+            return parts
+        strata = every.targets.tolist() if every.targets.ndim == 1 else [0] * len(every)
+        out = held_out_by_fold(strata, h.folds, h.fold)
+        return [every.part(np.flatnonzero(side)) for side in (~out, out)]
+
+    def class_counts(self) -> list[int] | None:
+        """Training pictures of each class (attributes from folders), the labelled ones; None otherwise."""
+        if not self.class_folders or self.data is None:
+            return None
+        labels = self.data["train"].annotations.targets[self.chosen()]
+        return np.bincount(labels, minlength=len(self.class_folders)).tolist()
 
     def chosen(self) -> np.ndarray:
         """Indices of the training samples that count as labelled."""
@@ -355,3 +389,18 @@ class FaceTaskDataModule(ZooDataModule):
                 turned = (torch.rand(len(images)) < self.hparams.flip).to(images.device)
                 images = torch.where(turned[:, None, None, None], images.flip(-1), images)
         return {**batch, "image": images}
+
+
+def _sizes(images: list[Any]) -> np.ndarray:
+    """(n, 2) width and height of pictures, from their headers."""
+    found = []
+    for image in images:
+        if isinstance(image, np.ndarray):
+            found.append(image.shape[1::-1])
+            continue
+        try:
+            with Image.open(image) as file:
+                found.append(file.size)
+        except (OSError, ValueError) as error:
+            raise ZooError(f"Cannot read the picture {image} ({str(error).split(':')[0]}).") from error
+    return np.array(found)

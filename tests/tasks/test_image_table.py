@@ -204,8 +204,8 @@ def test_the_check_counts_labels(pictures, tmp_path):
 # ---------------------------------------------------------------------- from the starter to predictions
 
 SMALL = ["--data.image_size", "16", "--data.num_workers", "0", "--data.batch_size", "8", "--data.train_augment", "none",
-         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.check_val_every_n_epoch", "12",
-         "--trainer.max_epochs", "12"]  # fmt: skip
+         "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
+         "--trainer.check_val_every_n_epoch", "12", "--trainer.max_epochs", "12"]  # fmt: skip
 
 
 def test_labels_are_learned_reported_and_predicted(pictures, tmp_path, capsys):

@@ -211,17 +211,17 @@ STARTERS: tuple[Starter, ...] = (
             "val/iou",
             "your pictures and masks",
             data__augment="turns for pictures without an up (from above, under a microscope), flip, or none",
-            data__image_size="side of the training squares and shorter side of whole pictures; set model.image_size alike",
+            data__image_size="training squares, and whole pictures' shorter side; model.image_size is the same",
         ),
     ),
     Starter(
         "face-landmarks",
-        "68 points of faces",
+        "points of faces or other things, as many as you have marked",
         (
             Variant(
                 "face_representation/finetune_landmarks",
                 (*_FACES, *_VITS),
-                settings=_FACE,
+                settings={**_FACE, "data.dataset": "points", "data.normalisation": None},
                 from_model={"data.image_size": "image_size"},
             ),
         ),
@@ -230,7 +230,11 @@ STARTERS: tuple[Starter, ...] = (
         layouts.LANDMARKS,
         "FACES",
         "points.csv",
-        _comments("val/nme", "your pictures and .pts files"),
+        _comments(
+            "val/nme",
+            "your pictures with points.csv or .pts files",
+            data__normalisation="of errors: pair:A-B (two points), box_diagonal, image_diagonal; null: eyes or box",
+        ),
     ),
     Starter(
         "face-attributes",

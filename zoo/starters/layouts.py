@@ -59,12 +59,20 @@ numbers are the names. Masks of one kind of thing may be 0 and 255. Masks in col
     road,128,64,128"""
 
 LANDMARKS = """\
-Pictures with a `.pts` file of 68 points beside each (the 300-W layout: pixels, the first at 1). Every fifth picture
-tests.
+Pictures and their points: a `.pts` file beside each (300-W's form: pixels, the first at 1), or one table. Every picture
+has as many points. Every fifth picture tests.
 
     data/
-      a.jpg   a.pts
-      b.jpg   b.pts"""
+      a.jpg   a.pts          or    points.csv  images/a.jpg  images/b.jpg
+      b.jpg   b.pts
+
+`points.csv` has a row a picture, pixels from 0, empty where a point is not known; columns `left,top,right,bottom` (the
+object's box) and `split` (`train`, `test`) may follow:
+
+    file,x0,y0,x1,y1
+    a.jpg,30.5,41,88,40
+
+Training cuts the object out by its box, or around its points, with a margin; `zoo predict` takes such cut-outs."""
 
 FACE_CLASSES = """\
 Cropped faces, one subfolder a class, in `train/` and in `test/`; the same classes in both.

@@ -21,7 +21,7 @@ class ImageClassifier(TunedTask):
     `_build` calls `_count_classes(num_classes)`. What is predicted follows the hyper-parameter `targets`, or the data:
     "classes", one of which each picture has; "labels", any of which it may have; or "numbers". Logged are
     `{val,test}/loss` (of the plain targets, whatever the training loss) and, of classes, `acc1` and, where there are
-    more than five, `acc5`; of labels `mAP`, `auroc` and `f1`; of numbers `spearman`, and of a single one `mae` and `r2`.
+    more than five, `acc5`; of labels `mAP`, `auroc` and `f1`; of numbers `spearman`, of a single one `mae` and `r2`.
 
     Attributes:
         num_classes: classes, labels or numbers. columns: what labels and numbers need; None for classes.

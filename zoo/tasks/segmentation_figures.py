@@ -39,7 +39,7 @@ def draw_masks(
 
 
 def palette(classes: int) -> np.ndarray:
-    """(classes, 3) uint8 colours that differ, black first: those of PASCAL VOC, a class's bits spread over the channels."""
+    """(classes, 3) uint8 colours, black first, as PASCAL VOC has them: a class's bits spread over the channels."""
     numbers = np.arange(classes)
     colours = np.zeros((classes, 3), dtype=np.uint8)
     for bit in range(8):
