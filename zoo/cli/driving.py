@@ -70,9 +70,8 @@ def synthesize(
             processes=processes,
             progress=lambda count: bar.advance(task, count),
         )
-    print(
-        f"{output}: {report.scenes} scenes, {report.augmented} of them on augmented maps, {report.held_out} held out in val"
-    )
+    kinds = f"{report.augmented} of them on augmented maps, {report.held_out} held out in val"
+    print(f"{output}: {report.scenes} scenes, {kinds}")
     if report.scenes and val and not report.held_out:
         print("Nothing is held out: the runs for val were thrown away. Drive more (--runs), or raise --val.")
     if report.scenes:

@@ -209,12 +209,17 @@ to see that all goes through{because}.
 The run's folder (printed at the start, below `runs/`) ends up with `report.html`, one file that holds everything:
 metrics with confidence intervals, calibration, pictures, curves and settings. A killed run goes on with `--resume`.
 
-    zoo kfold {recipe} --folds 5
-
-trains once for each fold and gives mean and standard deviation.
-
+{_folds_text(config, recipe)}
 ## 5. Use it
 
 `zoo predict RUN {starter.files} -o {starter.output}` runs the best epoch on new files. `zoo export RUN --format onnx -o
 model.onnx` makes a file that runs without this library; `zoo.load("RUN")` gives the model in Python.
 """
+
+
+def _folds_text(config: dict[str, Any], recipe: Path) -> str:
+    """How to cross-validate, or that it cannot be done."""
+    if config["data"]["init_args"].get("dataset") == "identities" or "squad" in config["data"]["class_path"].lower():
+        return "This task has no folds: keep a test set apart for the numbers that you publish.\n"
+    command = f"    zoo kfold {recipe} --folds 5"
+    return f"{command}\n\ntrains once for each fold and gives mean and standard deviation over them.\n"
