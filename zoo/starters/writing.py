@@ -83,7 +83,7 @@ def starter_config(
     header = config["recipe"]
     header.pop("smoke", None)
     header["title"] = f"Your own data: {starter.title}"
-    header["time"] = "see zoo check"
+    header["time"], header["metric"] = "see zoo check", starter.monitor
     if variant.data is not None:
         config["data"] = {"class_path": variant.data[0], "init_args": dict(variant.data[1])}
     header["next"] = [

@@ -29,7 +29,10 @@ class ImageClassifier(TunedTask):
 
     num_classes: int
     class_weight: Tensor | None = None
-    columns: ColumnTargets | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: ColumnTargets | None = None  # on the class it would hide the part that is set later
 
     @property
     def targets(self) -> str:
