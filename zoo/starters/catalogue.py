@@ -152,12 +152,14 @@ STARTERS: tuple[Starter, ...] = (
                 Variant(
                     "fractals/finetune_classification",
                     _FRACTALS,
+                    settings={"model.head_lr_factor": head},
                     from_model={"data.image_size": "image_size"},
                     data=(_TABLE, {**_TABLE_IMAGES, **settings, "mean": [0.5] * 3, "std": [0.5] * 3}),
                 ),
                 Variant(
                     "fractals/finetune_classification",
                     _FACES[:3],
+                    settings={"model.head_lr_factor": head},
                     from_model={"data.image_size": "image_size"},
                     data=(_TABLE, {**_TABLE_IMAGES, **settings, **_FACE_VIEW}),
                 ),
@@ -169,11 +171,12 @@ STARTERS: tuple[Starter, ...] = (
             output,
             _comments(monitor, "the folder with your table and pictures", data__table="the table's file", **more),
         )
-        for task, title, settings, monitor, layout, output, more in (
+        for task, title, settings, head, monitor, layout, output, more in (
             (
                 "image-multilabel",
                 "labels of pictures, any number of them on each",
                 {"table": "labels.csv", "targets": "labels", "group_column": None},
+                10.0,
                 "val/mAP",
                 layouts.LABEL_TABLE,
                 "labels.csv",
@@ -188,6 +191,7 @@ STARTERS: tuple[Starter, ...] = (
                     "group_column": None,
                     "crop_scale": [0.8, 1.0],  # a number may hang on how much is seen
                 },
+                1.0,
                 "val/spearman",
                 layouts.NUMBER_TABLE,
                 "numbers.csv",

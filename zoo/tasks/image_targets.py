@@ -114,7 +114,8 @@ class LabelTargets(ColumnTargets):
 
 
 class NumberTargets(ColumnTargets):
-    """Squared error in units of each column's standard deviation over the training pictures."""
+    """Huber's loss in units of each column's standard deviation over the training pictures: squared up to one, then
+    straight, so that a stray number or a high rate does not throw the weights off."""
 
     headline: ClassVar[dict[str, str]] = {
         "spearman": "Spearman",
@@ -139,7 +140,7 @@ class NumberTargets(ColumnTargets):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         known = target.isfinite()
         wanted = ((target - self.shift) / self.scale).nan_to_num()
-        return ((logits.float() - wanted).square() * known).sum() / known.sum().clamp_min(1)
+        return (F.huber_loss(logits.float(), wanted, reduction="none") * known).sum() / known.sum().clamp_min(1)
 
     def read(self, logits: Tensor) -> Tensor:
         return logits.float() * self.scale + self.shift
