@@ -219,7 +219,7 @@ model.onnx` makes a file that runs without this library; `zoo.load("RUN")` gives
 
 def _folds_text(config: dict[str, Any], recipe: Path) -> str:
     """How to cross-validate, or that it cannot be done."""
-    if config["data"]["init_args"].get("dataset") == "identities" or "squad" in config["data"]["class_path"].lower():
+    if config["data"]["init_args"].get("dataset") == "identities":
         return "This task has no folds: keep a test set apart for the numbers that you publish.\n"
     command = f"    zoo kfold {recipe} --folds 5"
     return f"{command}\n\ntrains once for each fold and gives mean and standard deviation over them.\n"
