@@ -182,23 +182,34 @@ def prepare_item(item: Item) -> Item:
     return result
 
 
-def _transform() -> Any:
+def _transform(keep_errors: bool = False) -> Any:
     from monai.transforms import Transform
 
     class Prepare(Transform):
         def __call__(self, data: Item) -> Item:
-            return prepare_item(data)
+            try:
+                return prepare_item(data)
+            except ZooError as error:
+                if keep_errors:
+                    return {"error": str(error)}
+                raise
 
     return Prepare()
 
 
-def _cached(items: list[Item], cache: str, folder: Path | None) -> Any:
-    """MONAI's dataset for the kind of cache: none, in memory (filled beforehand), or on disk (filled as it goes)."""
+def _cached(items: list[Item], cache: str, folder: Path | None, skip: bool) -> Any:
+    """MONAI's dataset for the kind of cache: none, in memory (filled beforehand), or on disk (filled as it goes).
+
+    With `skip`, a damaged subject does not stop the filling: its item is {"error": why}.
+    """
     from monai.data import CacheDataset, PersistentDataset
     from monai.data import Dataset as PlainDataset
 
     if cache == "memory":
-        return CacheDataset(items, _transform(), copy_cache=False, num_workers=None)
+        try:
+            return CacheDataset(items, _transform(keep_errors=skip), copy_cache=False, num_workers=None)
+        except RuntimeError as error:
+            raise _zoo_error(error) or error from None
     if cache == "none" or folder is None:
         return PlainDataset(items, _transform())
 
@@ -207,6 +218,8 @@ def _cached(items: list[Item], cache: str, folder: Path | None) -> Any:
             try:
                 return super()._cachecheck(item)
             except (RuntimeError, EOFError, OSError) as error:  # a file cut short, by a full disk say
+                if found := _zoo_error(error):
+                    raise found from None
                 name = self.hash_func(item).decode() + self.transform_hash
                 file = Path(self.cache_dir) / f"{name}.pt"
                 if not file.is_file():
@@ -253,7 +266,7 @@ class TumourDataset(Dataset):
         items = [self._item(subject) for subject in self.subjects]
         settings = hashlib.sha256(repr((PREPARATION, rules.size, rules.pad)).encode()).hexdigest()[:12]
         folder = Path(cache_dir).expanduser() / settings if cache_dir else None
-        self.prepared = _cached(items, cache, folder)
+        self.prepared = _cached(items, cache, folder, rules.on_bad_subject == "skip")
         self._skipped = torch.zeros((), dtype=torch.long).share_memory_()  # worker processes add to it
 
     def _item(self, subject: Subject) -> Item:
@@ -300,6 +313,8 @@ class TumourDataset(Dataset):
 
     def _load(self, index: int) -> Item:
         prepared, subject = self.prepared[index], self.subjects[index]
+        if "error" in prepared:
+            raise ZooError(prepared["error"])
         voxels = torch.as_tensor(prepared["voxels"])
         mean, deviation = (torch.as_tensor(prepared[key])[:, None, None, None] for key in ("mean", "deviation"))
         volumes = torch.where(voxels != 0, (voxels - mean) / deviation, 0.0)

@@ -209,7 +209,18 @@ def test_survival_run_and_its_curves(tmp_path, cohort, pretrained, capsys):
               "--data.bins", "3", "--data.table", str(cohort / "subjects.csv"), "--model.backbone", pretrained,
               "--model.bins", "3", "--trainer.max_epochs", "1")  # fmt: skip
     assert (out / "figures" / "survival.png").is_file()
-    assert isinstance(zoo.load(out), VolumeSurvival)
+    printed = capsys.readouterr().out
+    assert "Last validation:" in printed
+    assert "c_index" in printed
+    model = zoo.load(out)
+    assert isinstance(model, VolumeSurvival)
+    assert len(model.times()) == 3
+    assert model.times()[0] == 0
+    zoo_main(["predict", str(out), str(cohort / "BraTS2021_00001"), "-o", str(tmp_path / "curve.csv")])
+    header, row = (tmp_path / "curve.csv").read_text().splitlines()
+    assert header == "subject,risk," + ",".join(f"survives_{time:.4g}" for time in model.times())
+    curve = [float(value) for value in row.split(",")[2:]]
+    assert curve == sorted(curve, reverse=True)
     capsys.readouterr()
     zoo_main(["folds", str(out), "-o", str(tmp_path / "curves.png")])
     assert "C-index" in capsys.readouterr().out

@@ -198,13 +198,15 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
 @pytest.mark.parametrize("fault", BAD)
-def test_bad_subjects_are_named_and_skipped_only_on_request(own, fault):
+def test_bad_subjects_are_named_and_skipped_only_on_request(own, fault, cache, tmp_path):
     break_it, message = BAD[fault]
     break_it(own)
 
     def read_all(**arguments):
-        module = data(own, segmentation=True, **arguments)
+        folder = str(tmp_path / "cache") if cache == "disk" else None
+        module = data(own, segmentation=True, cache=cache, cache_dir=folder, **arguments)
         module.setup()
         items = [dataset[i] for dataset in (module.train_data, module.val_data) for i in range(len(dataset))]
         return module, items

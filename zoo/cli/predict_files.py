@@ -172,7 +172,8 @@ def _volume_columns(model: Any) -> tuple[list[str], Callable[[dict[str, Tensor]]
         logits = model(volumes).float()
         return _numbers(torch.cat([risk_score(logits), survival_curve(logits)[0]]).cpu())
 
-    return ["subject", "risk", *(f"survives_bin{k}" for k in range(model.hparams.bins))], survival
+    times = model.times() or range(model.hparams.bins)  # a checkpoint of before its times were kept: the bins' numbers
+    return ["subject", "risk", *(f"survives_{time:.4g}" for time in times)], survival
 
 
 def _subjects(model: Any, files: Sequence[Path], step: Callable[[Any], list[Any]], skip_bad: bool) -> Rows:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -256,15 +257,29 @@ def _go(cli: RecipeCLI, folder: Path, dry_run: bool, checkpoint: Path | None) ->
     if rank_zero_only.rank == 0 and not dry_run:
         print(f"{header.get('title', 'Recipe')}\nWriting to {folder}\n", flush=True)
     start = checkpoint or cli.config.get("ckpt_path")
-    getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=start)
+    try:
+        getattr(cli.trainer, subcommand)(cli.model, datamodule=cli.datamodule, ckpt_path=start)
+    except ZooError:
+        print(flush=True)  # off the progress bar's line
+        raise
     if cli.trainer.interrupted:
         print(f"\nStopped. What there is lies in {folder}.")
         sys.exit(130)
     if rank_zero_only.rank == 0 and not dry_run:
+        if subcommand == "fit" and not list(folder.glob("results*.json")):  # else a report has printed its table
+            _last_validation(cli.trainer.callback_metrics)
         _summary(folder, header)
         skipped = getattr(cli.datamodule, "num_skipped", 0)
         if skipped:
             print(f"\nUnreadable files were passed over {skipped} times (the warnings above name them).")
+
+
+def _last_validation(metrics: Mapping[str, Any]) -> None:
+    rows = {name.removeprefix("val/"): float(value) for name, value in metrics.items() if name.startswith("val/")}
+    if rows:
+        print("\nLast validation:")
+    for name, value in rows.items():
+        print(f"  {name:<19} {value:.4g}")
 
 
 def _summary(folder: Path, header: Any) -> None:

@@ -133,6 +133,7 @@ class VolumeSurvival(_Logits):
             `VolumeTask`.
         bins: time bins; the data cuts the times into as many.
         dropout: of the encoder.
+        cuts: times of the bins, taken from the data.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class VolumeSurvival(_Logits):
         weight_decay: float = 0.1,
         warmup_epochs: float = 5.0,
         cosine_epochs: float | None = 20.0,
+        cuts: list[float] | None = None,
         tuning: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -156,8 +158,17 @@ class VolumeSurvival(_Logits):
             raise ZooError(f"There are two time bins or more, not {bins}.")
         self._start("make_classifier", bins)
 
+    def times(self) -> list[float] | None:
+        """Time at each bin's end: the data's, else those of the checkpoint."""
+        found = getattr(getattr(self._trainer, "datamodule", None), "cuts", None)
+        return self.hparams.cuts if found is None else [float(cut) for cut in found]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] = checkpoint["hyper_parameters"] | {"cuts": self.times()}
+
     def setup(self, stage: str) -> None:
-        cuts = getattr(getattr(self.trainer, "datamodule", None), "cuts", None)
+        cuts = self.times()
         if cuts is not None and len(cuts) != self.hparams.bins:
             raise ZooError(
                 f"The data has {len(cuts)} time bins, the model {self.hparams.bins}: set model.bins to that."
@@ -171,7 +182,7 @@ class VolumeSurvival(_Logits):
         return loss
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """(B, bins) probability of surviving each bin."""
+        """(B, bins) probability of surviving each bin, whose ends are `times()`."""
         return survival_curve(self(self.volumes(batch)).float())
 
     def _evaluate(self, batch: Mapping[str, Any], stage: str) -> None:
