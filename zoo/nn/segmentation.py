@@ -61,8 +61,9 @@ class UNet(Segmenter):
 class ViTUPerNet(Segmenter):
     """UPerNet (Xiao et al. 2018) on a timm ViT, as BEiT and MAE transfer to ADE20K.
 
-    The maps after each quarter of the blocks are brought to 1/4, 1/2, 1 and 2 patch sizes a step. H and W are those
-    that `image_size` says: positions are interpolated to it.
+    The maps after each quarter of the blocks are brought to 1/4, 1/2, 1 and 2 patch sizes a step; where a quarter of a
+    patch is less than two pixels, to two pixels a step and what is twice, four and eight times as coarse. H and W are
+    those that `image_size` says: positions are interpolated to it.
 
     Args:
         encoder: the ViT; its classifier and final norm are dropped.
@@ -78,6 +79,8 @@ class ViTUPerNet(Segmenter):
         patch, depth, dim = encoder.patch_embed.patch_size[0], len(encoder.blocks), encoder.embed_dim
         if image_size % patch:
             raise ZooError(f"image_size {image_size} is not a multiple of the backbone's patch size {patch}.")
+        if patch < 2 or patch & (patch - 1):
+            raise ZooError(f"UPerNet takes patches of 2, 4, 8, 16 or 32 pixels, not of {patch}.")
         if depth < 4:
             raise ZooError(f"UPerNet looks at four depths of the backbone, which has {depth} blocks only.")
         encoder.reset_classifier(0)
@@ -86,19 +89,8 @@ class ViTUPerNet(Segmenter):
         encoder.set_input_size(img_size=(image_size, image_size))
         self.encoder, self.stride = encoder, image_size
         self.depths = [depth * k // 4 - 1 for k in range(1, 5)]
-        self.scales = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.ConvTranspose2d(dim, dim, 2, 2),
-                    nn.BatchNorm2d(dim),
-                    nn.GELU(),
-                    nn.ConvTranspose2d(dim, dim, 2, 2),
-                ),
-                nn.ConvTranspose2d(dim, dim, 2, 2),
-                nn.Identity(),
-                nn.MaxPool2d(2, ceil_mode=True),
-            ]
-        )
+        finest = min(4.0, patch / 2)
+        self.scales = nn.ModuleList(_scaled(dim, finest / 2**level) for level in range(4))
         self.decoder = UPerNetDecoder([3, 0, *[dim] * 4], decoder_channels=width)
         self.segmentation_head = nn.Conv2d(width, classes, 1)
         initialize_decoder(self.decoder)
@@ -111,6 +103,17 @@ class ViTUPerNet(Segmenter):
         scaled = [scale(level) for scale, level in zip(self.scales, maps, strict=True)]
         logits = self.segmentation_head(self.decoder([images, images, *scaled]))  # it does not look at the first two
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _scaled(dim: int, factor: float) -> nn.Module:
+    """A map of `dim` channels to `factor` times its side: learned upwards, the largest value downwards."""
+    if factor == 1:
+        return nn.Identity()
+    if factor < 1:
+        side = round(1 / factor)
+        return nn.MaxPool2d(side, ceil_mode=True)
+    up = nn.ConvTranspose2d(dim, dim, 2, 2)
+    return up if factor == 2 else nn.Sequential(up, nn.BatchNorm2d(dim), nn.GELU(), nn.ConvTranspose2d(dim, dim, 2, 2))
 
 
 def build_segmenter(encoder: nn.Module, classes: int, image_size: int, width: int, name: str) -> Segmenter:
