@@ -5,6 +5,7 @@ classes.csv  images/a.jpg  masks/a.png        or train/images, train/masks, val/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,8 @@ class ImageSegmentationDataModule(ZooDataModule):
         val_fraction, seed: the held-out share of data that has no split of its own, and its draw.
         folds, fold: hold out part `fold` of `folds` of the training side instead (`zoo kfold`);
             None for the usual split.
+        group_pattern: regular expression whose first group, found in a picture's name, says who or what it is of (such
+            as "^(P[0-9]+)_"): pictures of one stay on one side. None takes every picture for itself.
         num_workers, pin_memory, mean, std: see `ZooDataModule`; ImageNet's unless the backbone was trained otherwise.
     """
 
@@ -62,6 +65,7 @@ class ImageSegmentationDataModule(ZooDataModule):
         seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
+        group_pattern: str | None = None,
         num_workers: int = 4,
         pin_memory: bool | None = None,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
@@ -121,8 +125,9 @@ class ImageSegmentationDataModule(ZooDataModule):
             raise ZooError(f"There is no data folder {str(root)!r}: give one with --data.root.")
         apart = (root / "train").is_dir()
         train = find_mask_pairs(root / "train" if apart else root)
+        groups = _groups([path for path, _ in train], h.group_pattern)
         if h.folds is not None:
-            out = held_out_by_fold([0] * len(train), h.folds, h.fold, seed=h.seed)
+            out = held_out_by_fold([0] * len(train), h.folds, h.fold, seed=h.seed, groups=groups)
         elif apart:
             folder = next((root / name for name in _HELD_OUT if (root / name).is_dir()), None)
             if folder is None:
@@ -131,9 +136,14 @@ class ImageSegmentationDataModule(ZooDataModule):
         else:
             if len(train) < 2:
                 raise ZooError(f"{root} has one picture only: one to train on and one to hold out are the least.")
-            count = min(max(1, round(len(train) * h.val_fraction)), len(train) - 1)
-            out = np.zeros(len(train), dtype=bool)
-            out[np.random.default_rng(h.seed).permutation(len(train))[:count]] = True
+            names = sorted(set(groups))
+            if len(names) < 2:
+                raise ZooError(
+                    f"data.group_pattern puts all pictures into one group, {names[0]}: none can be held out."
+                )
+            count = min(max(1, round(len(names) * h.val_fraction)), len(names) - 1)
+            chosen = {names[k] for k in np.random.default_rng(h.seed).permutation(len(names))[:count]}
+            out = np.array([group in chosen for group in groups])
         return (
             [pair for pair, held in zip(train, out, strict=True) if not held],
             [pair for pair, held in zip(train, out, strict=True) if held],
@@ -258,6 +268,21 @@ def find_mask_pairs(folder: Path) -> list[Pair]:
             f"{without[0].name}: a mask has its picture's name, such as a.jpg and a.png."
         )
     return [(path, masks[stem]) for stem, path in pictures.items()]
+
+
+def _groups(pictures: Sequence[Path], pattern: str | None) -> list[str]:
+    """What each picture is of. Raises `ZooError` for a name without it."""
+    if pattern is None:
+        return [str(path) for path in pictures]
+    try:
+        found = [re.search(pattern, path.stem) for path in pictures]
+        groups = [match.group(1) if match else None for match in found]
+    except (re.error, IndexError) as error:
+        raise ZooError(f"data.group_pattern {pattern!r} is no expression with a group in brackets: {error}.") from error
+    without = next((path.name for path, group in zip(pictures, groups, strict=True) if group is None), None)
+    if without is not None:
+        raise ZooError(f"data.group_pattern {pattern!r} is not found in {without}.")
+    return [str(group) for group in groups]
 
 
 def _count(reader: MaskReader, masks: Sequence[Path]) -> np.ndarray:

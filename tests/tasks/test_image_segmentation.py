@@ -155,6 +155,20 @@ def test_squares_and_whole_pictures(pictures):
     assert len(set.union(*held)) == 10
 
 
+def test_pictures_of_one_stay_together(pictures):
+    for n in range(10):
+        for folder, suffix in (("images", "jpg"), ("masks", "png")):
+            (pictures / folder / f"{n}.{suffix}").rename(pictures / folder / f"P{n // 3}_{n}.{suffix}")
+    module = data(pictures, group_pattern="^(P[0-9]+)_")
+    module.setup()
+    sides = [{p.stem[:2] for p, _ in part.pairs} for part in (module.train_data, module.val_data)]
+    assert sides[0] | sides[1] == {"P0", "P1", "P2", "P3"}
+    assert not sides[0] & sides[1]
+    for pattern, words in (("^(X)", "not found in P0_0"), ("^P[0-9]", "no expression"), ("^(P)", "one group, P")):
+        with pytest.raises(ZooError, match=words):
+            data(pictures, group_pattern=pattern).setup()
+
+
 def _folds(root):
     for fold in range(3):
         module = data(root, folds=3, fold=fold)

@@ -206,10 +206,11 @@ STARTERS: tuple[Starter, ...] = (
             Variant(
                 "droppos/finetune_segmentation",
                 _VITS,
+                settings={"data.group_pattern": None},
                 from_model={"data.image_size": ("image_size", 64), "model.image_size": ("image_size", 64)},
             ),
-            Variant("fractals/finetune_segmentation", _FRACTALS),
-            Variant("fractals/finetune_segmentation", _FACES, settings=_FACE_PIXELS),
+            Variant("fractals/finetune_segmentation", _FRACTALS, settings={"data.group_pattern": None}),
+            Variant("fractals/finetune_segmentation", _FACES, settings={"data.group_pattern": None, **_FACE_PIXELS}),
         ),
         "val/iou",
         "max",
@@ -219,6 +220,7 @@ STARTERS: tuple[Starter, ...] = (
         _comments(
             "val/iou",
             "your pictures and masks",
+            data__group_pattern="part of the names that says who a picture is of, such as ^(P[0-9]+)_; null for none",
             data__augment="turns for pictures without an up (from above, under a microscope), flip, or none",
             data__image_size="training squares, and whole pictures' shorter side; model.image_size is the same",
         ),
