@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from zoo import catalog
 from zoo.errors import ZooError, did_you_mean
 from zoo.starters import layouts
+from zoo.starters.starter import Starter, Variant
 
-Settings = dict[str, Any]
 _FACES = tuple(f"zoo.papers.face_representation.{name}" for name in ("SwAV", "MoCo", "SimSiam", "FaceTask"))
 _VITS = ("zoo.papers.droppos.DropPos", "zoo.tasks.ImageClassification")
 _FRACTALS = (
@@ -21,67 +19,6 @@ _FRACTALS = (
 _TEXT_TASKS = tuple(f"zoo.tasks.{name}" for name in ("TextClassification", "TokenClassification", "QuestionAnswering"))
 _ELECTRA = ("zoo.papers.electra.Electra",)
 _BERT = (*(f"zoo.papers.well_read_students.{name}" for name in ("CompactBert", "Distillation")), *_TEXT_TASKS)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to a task, for one family of models.
-
-    Attributes:
-        recipe: the room's fine-tuning recipe that the starter is made from.
-        classes: class paths of the models that fit.
-        model_key: the argument of the task that names the model.
-        settings: what the starter changes in the recipe, by dotted key.
-        from_model: settings that follow the model: {dotted key: its constructor argument, or that and the least value}.
-        data: class path and settings of other data than the recipe's; None keeps them.
-    """
-
-    recipe: str
-    classes: tuple[str, ...]
-    model_key: str = "backbone"
-    settings: Settings = field(default_factory=dict)
-    from_model: dict[str, str | tuple[str, int]] = field(default_factory=dict)
-    data: tuple[str, Settings] | None = None
-
-    def takes(self, class_path: str) -> bool:
-        """Whether a model of this class can be fine-tuned so."""
-        return any(_same_class(class_path, known) for known in self.classes)
-
-
-@dataclass(frozen=True)
-class Starter:
-    """A task for the user's own data.
-
-    Attributes:
-        task: its name on the command line. title: what it is, in a few words.
-        variants: ways to it; the first whose classes fit is taken.
-        monitor, mode: the metric that picks the best epoch, and whether "max" or "min" is best.
-        layout: how the data folder must look, for the README.
-        files: what `zoo predict` takes, output: what it writes (an example of -o).
-        root: the data folder's name below the starter's own.
-        comments: {dotted key: what to write beside it}, the things to change, in order.
-    """
-
-    task: str
-    title: str
-    variants: tuple[Variant, ...]
-    monitor: str
-    mode: str
-    layout: str
-    files: str
-    output: str
-    comments: dict[str, str]
-    root: str = "data"
-
-    def variant(self, class_path: str) -> Variant | None:
-        """The way for a model of a class; None if it does not fit."""
-        return next((variant for variant in self.variants if variant.takes(class_path)), None)
-
-
-def _same_class(path: str, known: str) -> bool:
-    """Rooms and tasks export their classes: `zoo.tasks.text_classification.X` is `zoo.tasks.X`."""
-    here, there = path.split("."), known.split(".")
-    return here[-1] == there[-1] and here[:2] == there[:2] and (here[1] != "papers" or here[2] == there[2])
 
 
 _TUNING = "full, frozen (the head alone), partial (with blocks: 2) or lora (with rank: 8; extra `lora`)"

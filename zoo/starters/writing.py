@@ -12,7 +12,8 @@ from zoo import catalog
 from zoo.catalog import Manifest
 from zoo.errors import ZooError
 from zoo.recipes import find_recipe, read_recipe
-from zoo.starters.catalogue import Starter, Variant, find_starter, fitting_models
+from zoo.starters.catalogue import find_starter, fitting_models
+from zoo.starters.starter import Starter, Variant
 
 PATIENCE = 10
 
