@@ -2,34 +2,27 @@
 
     train_1.bmp  train_1_anno.bmp  ...  testA_1.bmp  testA_1_anno.bmp  testB_1.bmp  testB_1_anno.bmp
 
-Own data fits as well: name them `train_*` and `test*`, in any image format, with a mask `*_anno` that is 0 on the
-background.
+Own data fits as well, of one kind of thing: `train_*` and `test*` in any image format, with a mask `*_anno` that is 0
+on the background. `datamodules.image_segmentation` takes several classes, and folders of pictures and masks.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
+from torch.utils.data import DataLoader
 
 from datamodules.audit import Audit, file_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.images import IMAGE_SUFFIXES
+from datamodules.masks import FillUp, MaskPairs, RandomSquare, open_picture
 from zoo.errors import ZooError
 
 _MARK = "_anno"
-_TURNS = (
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_90,
-    Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE,
-)  # fmt: skip
 
 
 class GlaSDataModule(ZooDataModule):
@@ -71,13 +64,13 @@ class GlaSDataModule(ZooDataModule):
             raise ZooError(f"A U-Net halves the side five times: image_size is a multiple of 32, not {image_size}.")
         if not 0 < crop_range[0] <= crop_range[1] <= 1:
             raise ZooError(f"crop_range is (least, most) up to 1, not {tuple(crop_range)}.")
-        self.train_data: _Pairs | None = None
-        self.val_data: _Pairs | None = None
+        self.train_data: MaskPairs | None = None
+        self.val_data: MaskPairs | None = None
 
     def setup(self, stage: str | None = None) -> None:
         if self.train_data is None:
             h = self.hparams
-            crop = _Square(h.image_size, tuple(h.crop_range), h.augment)
+            crop = RandomSquare(h.image_size, tuple(h.crop_range), h.augment)
             train = find_pairs(h.root, "train")
             if h.folds is None:
                 val = find_pairs(h.root, "test")
@@ -85,7 +78,7 @@ class GlaSDataModule(ZooDataModule):
                 out = held_out_by_fold([0] * len(train), h.folds, h.fold)
                 val = [pair for pair, held in zip(train, out, strict=True) if held]
                 train = [pair for pair, held in zip(train, out, strict=True) if not held]
-            self.train_data, self.val_data = _Pairs(train, crop), _Pairs(val, None)
+            self.train_data, self.val_data = MaskPairs(train, _read_glands, crop), MaskPairs(val, _read_glands, None)
 
     def train_dataloader(self) -> DataLoader:
         assert self.train_data is not None
@@ -93,7 +86,7 @@ class GlaSDataModule(ZooDataModule):
 
     def val_dataloader(self) -> DataLoader:
         assert self.val_data is not None
-        return self.loader(self.val_data, train=False, collate_fn=_FillUp(self.hparams.image_size))
+        return self.loader(self.val_data, train=False, collate_fn=FillUp(self.hparams.image_size))
 
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
@@ -133,7 +126,7 @@ class GlaSDataModule(ZooDataModule):
         """The first held-out picture."""
         self.setup()
         assert self.val_data is not None
-        return _open(self.val_data.pairs[0][0]).convert("RGB")
+        return open_picture(self.val_data.pairs[0][0]).convert("RGB")
 
 
 def find_pairs(root: str | Path, prefix: str) -> list[tuple[Path, Path]]:
@@ -155,72 +148,7 @@ def find_pairs(root: str | Path, prefix: str) -> list[tuple[Path, Path]]:
     return [(picture, masks[picture.stem]) for picture in pictures]
 
 
-class _Pairs(Dataset):
-    def __init__(self, pairs: list[tuple[Path, Path]], transform: _Square | None) -> None:
-        self.pairs, self.transform = pairs, transform
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def read(self, index: int) -> tuple[Image.Image, Image.Image]:
-        """Picture (RGB) and mask (0 and 1). Raises `ZooError` for files that cannot be read or do not fit."""
-        picture, mask = _open(self.pairs[index][0]).convert("RGB"), _open(self.pairs[index][1])
-        # Glands are numbered; what matters is whether there is one.
-        mask = Image.fromarray((np.asarray(mask.convert("L") if mask.mode == "RGB" else mask) > 0).astype(np.uint8))
-        if picture.size != mask.size:
-            raise ZooError(f"{self.pairs[index][1]} has {mask.size} pixels, its picture {picture.size}.")
-        return picture, mask
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        picture, mask = self.read(index)
-        if self.transform is not None:
-            picture, mask = self.transform(picture, mask)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(mask))[None]
-
-
-class _Square:
-    """A square of the picture and the same of its mask; draws from Python's global generator, which runs seed."""
-
-    def __init__(self, size: int, share: tuple[float, float], augment: bool) -> None:
-        self.size, self.share, self.augment = size, share, augment
-
-    def __call__(self, *images: Image.Image) -> list[Image.Image]:
-        width, height = images[0].size
-        if self.augment:
-            side = max(1, int(random.uniform(*self.share) * min(width, height)))
-            left, top = random.randint(0, width - side), random.randint(0, height - side)
-        else:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-        # A mask between two values would be half a gland.
-        ways = (Image.Resampling.BILINEAR, Image.Resampling.NEAREST)
-        out = [image.resize((self.size,) * 2, way, box) for image, way in zip(images, ways, strict=True)]
-        if self.augment and random.random() > 0.5:
-            turn = random.choice(_TURNS)
-            out = [image.transpose(turn) for image in out]
-        return out
-
-
-class _FillUp:
-    """A batch of the size of its largest picture, the rest black and without glands."""
-
-    def __init__(self, least: int) -> None:
-        self.least = least
-
-    def __call__(self, samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        height, width = (max(self.least, *(image.shape[axis] for image, _ in samples)) for axis in (1, 2))
-        filled = [
-            [F.pad(part, (0, width - part.shape[2], 0, height - part.shape[1])) for part in parts]
-            for parts in zip(*samples, strict=True)
-        ]
-        return torch.stack(filled[0]), torch.stack(filled[1])
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise ZooError(f"Cannot read the image {path} ({str(error).split(':')[0]}).") from error
+def _read_glands(path: Path) -> np.ndarray:
+    """1 where there is any gland: they are numbered, what matters is whether there is one."""
+    mask = open_picture(path)
+    return (np.asarray(mask.convert("L") if mask.mode == "RGB" else mask) > 0).astype(np.uint8)

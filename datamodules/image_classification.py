@@ -110,9 +110,10 @@ class ImageClassificationDataModule(ZooDataModule):
         return len(self.classes)
 
     def _labelled(self, dataset: ImageDataset) -> ImageDataset | Subset:
-        if self.hparams.label_fraction == 1.0:
+        share = self.hparams.get("label_fraction", 1.0)
+        if share == 1.0:
             return dataset
-        chosen: np.ndarray = few_label_subset(dataset.labels, self.hparams.label_fraction, self.hparams.seed)
+        chosen: np.ndarray = few_label_subset(dataset.labels, share, self.hparams.seed)
         return Subset(dataset, chosen.tolist())
 
     def train_dataloader(self) -> DataLoader:
@@ -133,7 +134,7 @@ class ImageClassificationDataModule(ZooDataModule):
         assert self.val_data is not None
         found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
         found.sides({side: len(part) for side, part in data.items()}, "pictures")
-        found.class_counts({side: part.labels for side, part in data.items()}, self.classes)
+        self._count(found)
         if not read:
             return found
 
@@ -158,6 +159,12 @@ class ImageClassificationDataModule(ZooDataModule):
         keys = {side: {data[side].names[i]: key for i, (_, key) in part.items()} for side, part in seen.items()}
         found.leaks(keys, "pictures")
         return found
+
+    def _count(self, found: Audit) -> None:
+        """How many pictures there are of each class."""
+        assert self.train_data is not None
+        assert self.val_data is not None
+        found.class_counts({"training": self.train_data.labels, "validation": self.val_data.labels}, self.classes)
 
     def raw_sample(self) -> Image.Image:
         """The first held-out image."""

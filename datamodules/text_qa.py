@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from datamodules.audit import Audit, bytes_key
+from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.text import OnBad
 from datamodules.text_base import TextDataModule
 from datamodules.text_squad import Question, Squad, SquadWindows, read_squad
@@ -36,6 +37,8 @@ class SquadDataModule(TextDataModule):
         bucket_by_length: batches of windows of like length: less padding.
         on_bad_text: "error" names a question whose answer is not where the file says (SQuAD has some) and stops; "skip"
             passes over it and counts.
+        folds, fold: hold out part `fold` of `folds` of the training questions instead (`zoo kfold`); all questions of a
+            text stay together. None for the usual split.
         batch_size, num_workers, pin_memory: see `ZooDataModule`.
     """
 
@@ -50,6 +53,8 @@ class SquadDataModule(TextDataModule):
         limit: int | None = None,
         bucket_by_length: bool = False,
         on_bad_text: OnBad = "error",
+        folds: int | None = None,
+        fold: int = 0,
         batch_size: int = 32,
         num_workers: int = 2,
         pin_memory: bool | None = None,
@@ -60,6 +65,7 @@ class SquadDataModule(TextDataModule):
             raise ZooError(f"data.version is auto, 1.1 or 2.0, not {version!r}.")
         if doc_stride < 1 or max_query < 1 or max_length < 8:
             raise ZooError("doc_stride and max_query are at least 1, max_length at least 8.")
+        check_fold(folds, fold)
         self.check_limit(limit)
         if root != "hub" and not Path(root).expanduser().is_dir():
             raise ZooError(f"There is no data folder {root!r}: give one with --data.root.")
@@ -123,7 +129,8 @@ class SquadDataModule(TextDataModule):
         if self.val_data is not None:
             return
         self.tokenizer = self.tokenizer or self.models_tokenizer()
-        train, dev = self._read("train"), self._read("dev")
+        train = self._read("train")
+        dev = self._read("dev") if self.hparams.folds is None else self._hold_out(train)
         self.no_answer = train.no_answer
         if self.hparams.limit is not None:
             order = np.random.default_rng(0).permutation(len(train.questions))[: self.hparams.limit]
@@ -134,6 +141,15 @@ class SquadDataModule(TextDataModule):
         if not len(self.train_data):
             raise ZooError(f"None of the {len(train.questions)} training questions of {h.root} can be used.")
         self.val_data = SquadWindows(dev, *shape)
+
+    def _hold_out(self, train: Squad) -> Squad:
+        """The questions of this fold, taken out of `train`."""
+        questions = train.questions
+        texts = [question.context for question in questions]
+        out = held_out_by_fold([0] * len(questions), self.hparams.folds, self.hparams.fold, groups=texts)
+        train.questions = [question for question, held in zip(questions, out, strict=True) if not held]
+        held_out = [question for question, held in zip(questions, out, strict=True) if held]
+        return Squad(train.contexts, held_out, train.no_answer)
 
     def audit(self, read: bool = True) -> Audit:
         self.setup()

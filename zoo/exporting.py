@@ -110,10 +110,14 @@ def deploy(model: Any) -> Deployed:
     facts["image_size"] = size
     if isinstance(model, ImageClassifier):
         facts |= {"classes": model.class_names(), **model.view()}
-        return Deployed(_Calls(model, lambda m, x: m.classify(x).softmax(-1)), images, "probabilities", axes, facts)
+        output = "numbers" if model.targets == "numbers" else "probabilities"
+        return Deployed(_Calls(model, lambda m, x: m.predict_step(x, 0)), images, output, axes, facts)
     if isinstance(model, ImageSegmentation):
-        facts |= {"mean": list(model.hparams.mean), "std": list(model.hparams.std)}
-        return Deployed(_Calls(model, lambda m, x: m(x).sigmoid()), images, "mask", axes, facts)
+        facts |= model.view()
+        if model.num_classes == 1:
+            return Deployed(_Calls(model, lambda m, x: m(x).sigmoid()), images, "mask", axes, facts)
+        facts["classes"] = model.class_names()
+        return Deployed(_Calls(model, lambda m, x: m(x).softmax(1)), images, "probabilities", axes, facts)
     if getattr(model.hparams, "task", None) == "attributes":
         facts["classes"] = model.class_names()
         return Deployed(_Calls(model, lambda m, x: m(x).softmax(-1)), images, "probabilities", axes, facts)

@@ -47,12 +47,22 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, chosen: np.ndarray) -> Annotations:
+        """The pictures `chosen` (indices)."""
+        return Annotations(
+            [self.images[k] for k in chosen],
+            self.targets[chosen],
+            None if self.boxes is None else self.boxes[chosen],
+            None if self.subjects is None else self.subjects[chosen],
+            {name: flags[chosen] for name, flags in self.subsets.items()},
+        )
+
 
 # ---------------------------------------------------------------------- landmarks
 
 
-def read_pts(path: Path, count: int = 68) -> np.ndarray:
-    """A `.pts` file of 300-W (1-based) as (count, 2), the centre of the first pixel at 0."""
+def read_pts(path: Path, count: int | None = 68) -> np.ndarray:
+    """A `.pts` file of 300-W (1-based) as (count, 2), the centre of the first pixel at 0; None takes any count."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -71,8 +81,8 @@ def read_pts(path: Path, count: int = 68) -> np.ndarray:
         if len(values) != 2 or not np.isfinite(values).all():
             raise ZooError(f"{path}, line {number}: {line.strip()[:40]!r} is no point 'x y'.")
         points.append(values)
-    if len(points) != count:
-        raise ZooError(f"{path} has {len(points)} landmarks, not {count}.")
+    if not points or (count is not None and len(points) != count):
+        raise ZooError(f"{path} has {len(points)} landmarks, not {count or 'one at least'}.")
     return np.array(points) - 1.0
 
 

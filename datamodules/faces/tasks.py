@@ -9,22 +9,23 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from datamodules.audit import Audit, bytes_key, most_common, read_all
 from datamodules.base import ZooDataModule, normalize
 from datamodules.faces import identities, layouts, meshes
+from datamodules.faces.crops import FaceCrops
 from datamodules.faces.layouts import Annotations
-from datamodules.faces.normalisation import error_scale
+from datamodules.faces.normalisation import EYES, error_scale
+from datamodules.faces.points import read_points
 from datamodules.faces.rendered_tasks import rendered_tasks
 from datamodules.faces.shots import check_disjoint, few_shot, read_index_file
-from datamodules.faces.sources import decode
+from datamodules.folds import check_fold, held_out_by_fold
 from zoo.errors import ZooError, did_you_mean
-from zoo.pixels import to_rgb
 
 DATASETS = {
     "recognition": ("rendered", "identities"),
-    "landmarks": ("rendered", "300w", "wflw", "cofw", "aflw"),
+    "landmarks": ("rendered", "points", "300w", "wflw", "cofw", "aflw"),
     "action_units": ("rendered", "disfa", "bp4d"),
     "valence_arousal": ("rendered", "affectnet"),
     "reconstruction3d": ("rendered", "3dmm"),
@@ -35,77 +36,6 @@ _READERS = {"300w": layouts.read_300w, "wflw": layouts.read_wflw, "cofw": layout
             "bp4d": layouts.read_bp4d, "affectnet": layouts.read_affectnet}  # fmt: skip
 
 
-class FaceCrops(Dataset):
-    """Samples of annotated pictures: the face is cut out with a margin and brought to (size, size).
-
-    Args:
-        annotations: what is in the pictures. task: how targets are meant. size: side in pixels.
-        margin: share of the box's longer side that is added on every side; the cut is square.
-        scale: (n,) what errors are divided by, in pixels of the pictures (landmarks) or units of the mesh.
-    """
-
-    def __init__(
-        self, annotations: Annotations, task: str, size: int, margin: float = 0.15, scale: np.ndarray | None = None
-    ) -> None:
-        self.annotations, self.task, self.size, self.margin, self.scale = annotations, task, size, margin, scale
-
-    def __len__(self) -> int:
-        return len(self.annotations)
-
-    @property
-    def subjects(self) -> list[int] | None:
-        """Who is in each picture, if the data set says."""
-        return None if self.annotations.subjects is None else self.annotations.subjects.tolist()
-
-    def picture(self, index: int) -> Image.Image:
-        """The whole picture in RGB. Raises `ZooError` that names it."""
-        source = self.annotations.images[index]
-        try:
-            if isinstance(source, np.ndarray):
-                return Image.fromarray(source.astype(np.uint8)).convert("RGB")
-            # Boxes, landmarks and meshes are in pixels as stored; any other picture is turned upright.
-            whole = self.annotations.boxes is None and self.task not in ("landmarks", "reconstruction3d")
-            return to_rgb(decode(Path(source).read_bytes(), exif=whole))
-        except (OSError, ValueError, SyntaxError) as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).split(":")[0]
-            raise ZooError(
-                f"Cannot read the picture {source if isinstance(source, Path) else index} ({reason})."
-            ) from error
-
-    def mean_target(self, chosen: np.ndarray) -> np.ndarray:
-        """The mean of the chosen pictures' labels."""
-        targets = self.annotations.targets
-        return targets.mean(chosen) if isinstance(targets, meshes.Meshes) else targets[chosen].mean(axis=0)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image, boxes = self.picture(index), self.annotations.boxes
-        left, top, side = 0, 0, max(image.size)
-        if boxes is not None:
-            x0, y0, x1, y1 = boxes[index]
-            # Whole pixels, so that the cut and its landmarks agree; what lies outside the picture is black.
-            side = round(max(x1 - x0, y1 - y0) * (1 + 2 * self.margin))
-            left, top = round((x0 + x1 - side) / 2), round((y0 + y1 - side) / 2)
-        if side < 2:
-            raise ZooError(f"The face box of picture {index} has no size.")
-        cut = image.crop((left, top, left + side, top + side))
-        cut = cut.resize((self.size, self.size), Image.Resampling.BILINEAR)
-        target = self.annotations.targets[index]
-        sample: dict[str, Any] = {"image": torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()}
-        if self.task in ("recognition", "attributes"):
-            sample["target"] = torch.tensor(int(target))
-        elif self.task == "landmarks":
-            sample["target"] = torch.as_tensor((target + 0.5 - [left, top]) / side, dtype=torch.float32)
-        else:
-            sample["target"] = torch.as_tensor(target, dtype=torch.float32)
-        if self.scale is not None:
-            sample["scale"] = float(self.scale[index]) / (side if self.task == "landmarks" else 1.0)
-        if self.annotations.subsets:
-            sample["subsets"] = torch.tensor([bool(flags[index]) for flags in self.annotations.subsets.values()])
-        if self.annotations.subjects is not None:
-            sample["subject"] = int(self.annotations.subjects[index])
-        return sample
-
-
 class FaceTaskDataModule(ZooDataModule):
     """One of the five downstream tasks.
 
@@ -114,7 +44,8 @@ class FaceTaskDataModule(ZooDataModule):
 
     Args:
         task: recognition, landmarks, action_units, valence_arousal, reconstruction3d, or attributes (classes).
-        dataset: "rendered", or an official layout: identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa,
+        dataset: "rendered", points (of one's own, any number: `datamodules.faces.points`), or an official layout:
+            identities (VGGFace2's folders), 300w, wflw, cofw, aflw, disfa,
             bp4d, affectnet, 3dmm (300W-LP to train, AFLW2000-3D to test); folders of classes for attributes.
         root: its folder; identities, folders and 3dmm want `train/` and `test/` below it.
         image_size: side of the square cut-outs in pixels.
@@ -122,9 +53,12 @@ class FaceTaskDataModule(ZooDataModule):
         shot: how many labels to train with: a number of samples above 1, or a share; 1.0 is all.
         shot_file: a few-shot index file (`zoo faces shots`) to take `shot` from instead of drawing it.
         shot_seed: of the draw.
-        fold: which third of DISFA's subjects tests.
+        folds, fold: hold out part `fold` of `folds` of the training pictures instead (`zoo kfold`; points and folders
+            of classes). With folds None, `fold` is which third of DISFA's subjects tests.
         basis: for 3dmm, an `.npz` with the face model (`datamodules.faces.meshes.read_basis`).
-        normalisation: of landmark errors: inter_ocular, inter_pupil, box_diagonal, box_size; None takes the data set's.
+        normalisation: of landmark errors: inter_ocular, inter_pupil, box_diagonal, box_size, image_diagonal, or
+            pair:A-B, the distance of two points; None takes the data set's (of points: between the eyes where the
+            number of points is that of a known set, else the box's diagonal).
         margin: see `FaceCrops`.
         std_red: as in pre-training.
         flip: probability of mirroring a training picture (not for landmarks and meshes: points would trade places).
@@ -144,6 +78,7 @@ class FaceTaskDataModule(ZooDataModule):
         shot: float = 1.0,
         shot_file: str | None = None,
         shot_seed: int = 0,
+        folds: int | None = None,
         fold: int = 0,
         basis: str | None = None,
         normalisation: str | None = None,
@@ -162,6 +97,9 @@ class FaceTaskDataModule(ZooDataModule):
         if dataset not in DATASETS[task]:
             raise ZooError(f"{task} has no data set {dataset!r}.{did_you_mean(dataset, DATASETS[task])} "
                            f"It takes {', '.join(DATASETS[task])}.")  # fmt: skip
+        check_fold(folds, fold if folds is not None else 0)
+        if folds is not None and dataset not in ("points", "folders"):
+            raise ZooError(f"{dataset} has no folds: they are for data.dataset points and folders.")
         if flip and task in ("landmarks", "reconstruction3d"):
             raise ZooError(f"flip would exchange left and right points of {task}: set data.flip to 0.")
         self.data: dict[str, Any] | None = None
@@ -208,6 +146,7 @@ class FaceTaskDataModule(ZooDataModule):
                 )
             for part in parts:
                 part.subjects = None
+            parts = self._folded(parts[0], parts)
             self.class_folders = names[0]
             outputs, scales = len(names[0]), [None, None]
         elif h.dataset == "3dmm":
@@ -226,15 +165,38 @@ class FaceTaskDataModule(ZooDataModule):
             if h.dataset == "disfa":
                 parts = [layouts.read_disfa(root, name, h.fold) for name in ("train", "test")]
             else:
-                parts = [_READERS[h.dataset](root, name) for name in ("train", "test")]
+                read = read_points if h.dataset == "points" else _READERS[h.dataset]
+                parts = [read(root, name) for name in ("train", "test")]
+                if h.dataset == "points" and h.folds is not None:
+                    parts = self._folded(read_points(root, "all"), parts)
             outputs, scales = parts[0].targets.shape[1], [None, None]
             if h.task == "landmarks":
-                how = h.normalisation or NORMALISATION[h.dataset]
-                scales = [error_scale(part.targets, how, part.boxes) for part in parts]
+                known = "inter_ocular" if outputs in EYES else "box_diagonal"
+                how = h.normalisation or NORMALISATION.get(h.dataset, known)
+                sizes = [_sizes(part.images) if how == "image_diagonal" else None for part in parts]
+                scales = [
+                    error_scale(part.targets, how, part.boxes, size) for part, size in zip(parts, sizes, strict=True)
+                ]
         train, test = (
             FaceCrops(part, h.task, h.image_size, h.margin, scale) for part, scale in zip(parts, scales, strict=True)
         )
         return {"train": train, "test": test, "outputs": outputs, "options": options, "subjects": train.subjects}
+
+    def _folded(self, every: Annotations, parts: list[Annotations]) -> list[Annotations]:
+        """The pictures of `every` shared out by `folds` and `fold`; `parts` where there are no folds."""
+        h = self.hparams
+        if h.folds is None:
+            return parts
+        strata = every.targets.tolist() if every.targets.ndim == 1 else [0] * len(every)
+        out = held_out_by_fold(strata, h.folds, h.fold)
+        return [every.part(np.flatnonzero(side)) for side in (~out, out)]
+
+    def class_counts(self) -> list[int] | None:
+        """Training pictures of each class (attributes from folders), the labelled ones; None otherwise."""
+        if not self.class_folders or self.data is None:
+            return None
+        labels = self.data["train"].annotations.targets[self.chosen()]
+        return np.bincount(labels, minlength=len(self.class_folders)).tolist()
 
     def chosen(self) -> np.ndarray:
         """Indices of the training samples that count as labelled."""
@@ -360,3 +322,18 @@ class FaceTaskDataModule(ZooDataModule):
                 turned = (torch.rand(len(images)) < self.hparams.flip).to(images.device)
                 images = torch.where(turned[:, None, None, None], images.flip(-1), images)
         return {**batch, "image": images}
+
+
+def _sizes(images: list[Any]) -> np.ndarray:
+    """(n, 2) width and height of pictures, from their headers."""
+    found = []
+    for image in images:
+        if isinstance(image, np.ndarray):
+            found.append(image.shape[1::-1])
+            continue
+        try:
+            with Image.open(image) as file:
+                found.append(file.size)
+        except (OSError, ValueError) as error:
+            raise ZooError(f"Cannot read the picture {image} ({str(error).split(':')[0]}).") from error
+    return np.array(found)

@@ -12,9 +12,10 @@ import zoo
 from datamodules.glas import GlaSDataModule, find_pairs
 from zoo.callbacks.figures import Figures
 from zoo.errors import ZooError
+from zoo.nn.segmentation import soft_dice_loss
 from zoo.papers.fractals import FractalPretraining
 from zoo.tasks import ImageSegmentation
-from zoo.tasks.image_segmentation import corners, soft_dice_loss
+from zoo.tasks.image_segmentation import corners
 
 
 def write(folder, name, size=(90, 70), gland=True):
@@ -123,9 +124,10 @@ def test_score_counts_what_can_be_scored():
     ("build", "message"),
     [
         (lambda folder: ImageSegmentation(), "Give either"),
-        (lambda folder: ImageSegmentation(network="resnet7"), "no encoder 'resnet7'"),
-        (lambda folder: ImageSegmentation(backbone="droppos-vit-digits"), "ResNets only"),
-        (lambda folder: ImageSegmentation(backbone="fractal-resnet10-half"), "0.5 times the channels"),
+        (lambda folder: ImageSegmentation(network="resnet7"), "no ResNet 'resnet7'"),
+        (lambda folder: ImageSegmentation(backbone="electra-docs"), "timm's ResNets and ViTs"),
+        (lambda folder: ImageSegmentation(network="resnet18", num_classes=300), "1 to 254"),
+        (lambda folder: ImageSegmentation(network="resnet18", optimizer="adam"), "sgd or adamw"),
         (lambda folder: data(folder, image_size=100), "multiple of 32"),
         (lambda folder: find_pairs(folder / "none", "train"), "There is no data folder"),
         (lambda folder: find_pairs(folder, "val"), r"no pictures val\*"),

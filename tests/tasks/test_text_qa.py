@@ -310,3 +310,17 @@ def test_buckets_and_skipping(place, tokenizer, tmp_path):
         SquadDataModule(str(tmp_path), version="3")
     with pytest.raises(ZooError, match="has none of"):
         SquadDataModule(str(tmp_path / ".."), **settings).setup()
+
+
+def test_folds_keep_the_questions_of_a_text_together(place, tokenizer):
+    held = []
+    for fold in range(3):
+        data = SquadDataModule(str(place), tokenizer=str(place), max_length=48, doc_stride=16, folds=3, fold=fold)
+        data.setup()
+        sides = [{q.context for q in part.questions} for part in (data.train_data, data.val_data)]
+        assert not sides[0] & sides[1]
+        held += [q.id for q in data.val_data.questions]
+    assert len(held) == len(set(held))
+    assert {q.id for q in data.train_data.questions} < set(held)
+    with pytest.raises(ZooError, match="fold is one of 0 to 2"):
+        SquadDataModule(str(place), folds=3, fold=3)

@@ -308,3 +308,12 @@ def test_commands_from_town_to_submission(tmp_path, monkeypatch, capsys):
     assert sent[:180:30, 3].sum() == pytest.approx(1, abs=1e-5)
     last = np.array([float(value) for value in lines[20].split(",")[3:5]])
     assert np.hypot(*(sent[29:180:30, 1:3] - last).T).max() < 90
+
+
+def test_of_few_drives_one_is_held_out(tmp_path):
+    write_map(make_town(0), tmp_path / "map")
+    report = synthesize(tmp_path / "map", tmp_path / "scenes", 4)  # a tenth of four is none
+    held_out = list((tmp_path / "scenes/val/data").glob("*.csv"))
+    assert len(held_out) == report.held_out > 0
+    assert report.scenes - report.held_out == len(list((tmp_path / "scenes/train/data").glob("*.csv"))) > 0
+    assert synthesize(tmp_path / "map", tmp_path / "none", 4, val_share=0).held_out == 0

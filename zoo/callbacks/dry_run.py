@@ -53,7 +53,7 @@ class DryRun(Callback):
             return
         table = Table(title="Dry run", box=box.SIMPLE, show_header=False, title_justify="left")
         total, trainable = count_parameters(pl_module), count_parameters(pl_module, trainable_only=True)
-        table.add_row("parameters", f"{total / 1e6:.1f} M, {trainable / 1e6:.1f} M of them trained")
+        table.add_row("parameters", f"{_count(total)}, {_count(trainable)} of them trained")
         if torch.cuda.is_available():
             table.add_row("GPU memory, peak", f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -83,6 +83,10 @@ class DryRun(Callback):
         if limit is None:
             return batches
         return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number >= 1e5 else f"{number:,}"
 
 
 def _duration(seconds: float) -> str:

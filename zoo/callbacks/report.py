@@ -87,7 +87,8 @@ class Report(Callback):
             table.add_column(column, justify="right" if column else "left")
         for name, interval in found.items():
             style = "bold" if name == outcome.headline else ""
-            table.add_row(name, *(f"{number:.4g}" for number in vars(interval).values()), style=style)
+            limits = (interval.low, interval.high) if interval.low != interval.high else ()
+            table.add_row(name, *(f"{number:.4g}" for number in (interval.value, *limits)), style=style)
         Console().print(table)
 
     def _facts(
@@ -97,7 +98,12 @@ class Report(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         facts = {
             "model": type(module).__name__,
-            "started from": str(module.hparams.get("backbone") or module.hparams.get("network") or "see the settings"),
+            "started from": str(
+                next(
+                    (given for key in ("backbone", "network", "pretrained") if (given := module.hparams.get(key))),
+                    "see the settings",
+                )
+            ),
             "parameters": f"{total:,}, {trained:,} of them trained",
             "data": f"{type(data).__name__}, {getattr(data, 'hparams', {}).get('root', '')}",
             "epochs": f"{trainer.current_epoch} of at most {trainer.max_epochs}, {trainer.global_step} steps",
@@ -209,5 +215,6 @@ def _write_numbers(
         "metrics": {name: {k: v if np.isfinite(v) else None for k, v in vars(i).items()} for name, i in found.items()},
         "checkpoint": os.path.relpath(checkpoint, folder) if checkpoint else None,
         "seconds": round(seconds, 1),
+        **outcome.extras(),
     }
     (folder / "report.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

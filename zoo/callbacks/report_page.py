@@ -29,6 +29,9 @@ _MEANING = {
     "balanced accuracy": "mean over the classes, so that frequent ones do not hide rare ones",
     "macro F1": "mean over the classes of F1",
     "AUROC": "0.5 is guessing, 1 is best",
+    "mAP": "mean over the labels of the average precision; the share of positives is guessing, 1 is best",
+    "mean IoU": "mean over the classes of (both / either), all pixels of all pictures together",
+    "mean Dice": "mean over the classes of (2 both / (true + found)), 1 is best",
 }
 
 
@@ -70,8 +73,11 @@ class Page:
             lines.append(f'<tr class="headline">{cells}</tr>' if number in strong else f"<tr>{cells}</tr>")
         self.parts.append("<table>\n" + "\n".join(lines) + "\n</table>")
 
-    def metrics(self, outcome: Outcome, found: Mapping[str, Interval], level: float) -> None:
-        """The scores with their intervals, the headline in bold, and what they rest on."""
+    def metrics(self, outcome: Outcome, found: Mapping[str, Interval], level: float, chosen: bool = True) -> None:
+        """The scores with their intervals, the headline in bold, and what they rest on.
+
+        `chosen`: an epoch was, on these samples.
+        """
         self.heading("Results")
         rows = [
             (
@@ -84,11 +90,15 @@ class Page:
         ]
         strong = [n for n, name in enumerate(found) if name == outcome.headline]
         self.table(("", "value", f"{level:.0%} interval", ""), rows, strong)
-        self.note(
-            f"On {outcome.count} held-out samples. Intervals: percentile bootstrap over the samples, taken as "
-            "independent. The epoch was chosen on these same samples, so the numbers lean to the good side: keep a "
-            "test set apart for the ones that you publish, or use zoo kfold."
-        )
+        kind = "held-out " if chosen else ""
+        text = f"On {outcome.count} {kind}samples. Intervals: percentile bootstrap over the samples, "
+        text += "taken as independent."
+        if chosen:
+            text += (
+                " The epoch was chosen on these same samples, so the numbers lean to the good side: keep a test set "
+                "apart for the ones that you publish, or use zoo kfold."
+            )
+        self.note(text)
         if outcome.count < 50:
             self.note(f"{outcome.count} samples are few: trust the intervals more than the values.", "warning")
 

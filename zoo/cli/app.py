@@ -18,6 +18,7 @@ from zoo.cli.fractals import fractals
 from zoo.cli.kfold import kfold
 from zoo.cli.new import new
 from zoo.cli.predict import predict
+from zoo.cli.retrieval import retrieval
 from zoo.cli.tables import print_facts, print_table
 from zoo.cli.tokenizer import tokenizer
 from zoo.errors import ZooError, did_you_mean
@@ -337,6 +338,7 @@ app.command(
     epilog=_examples("zoo kfold my_task/recipe.yaml --folds 5"),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(kfold)
+app.command("retrieval", epilog=_examples("zoo retrieval droppos-vit-cifar10 photos/ -o found"))(retrieval)
 app.command("new", epilog=_examples("zoo new", "zoo new image-classification --from droppos-vit-cifar10 my_task"))(new)
 app.command("tokenizer", epilog=_examples("zoo tokenizer my_text/ -o tokenizer.json --vocab-size 8000"))(tokenizer)
 

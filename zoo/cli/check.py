@@ -15,6 +15,9 @@ from zoo.errors import ZooError
 if TYPE_CHECKING:
     from datamodules.audit import Audit
 
+FEW_STEPS = 200
+"""Steps of a whole run below which the check says that they are few."""
+
 
 def check(
     context: typer.Context,
@@ -62,9 +65,29 @@ def examine(path: Path, config: dict[str, Any], overrides: list[str]) -> Audit:
                 raise ZooError(f"{type(data).__name__} cannot look at its data: only the zoo's data modules can.")
             trainer.strategy.connect(model)  # data may follow the model: its tokenizer, its sequences
             data.trainer = trainer
-            return data.audit()
+            audit = data.audit()
+            if not audit.problems:
+                _length(data, trainer, audit)
+            return audit
         except ZooError as error:
             return Audit(problems=[str(error)])
+
+
+def _length(data: Any, trainer: Any, audit: Audit) -> None:
+    """Says where the whole run has few steps, or where the data does not fill a batch."""
+    try:
+        batches = len(data.train_dataloader())
+    except TypeError:  # data without a length
+        return
+    except ZooError as error:
+        audit.problems.append(str(error))
+        return
+    steps = batches * max(0, trainer.max_epochs or 0) // trainer.accumulate_grad_batches
+    if 0 < steps < FEW_STEPS and trainer.max_steps < 0:
+        audit.warnings.append(
+            f"The whole run has {steps} steps, {batches} an epoch, which may be too few to learn in: lower "
+            "data.batch_size, or raise trainer.max_epochs (training stops by itself when it no longer gets better)."
+        )
 
 
 def print_audit(audit: Audit) -> None:

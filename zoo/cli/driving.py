@@ -70,7 +70,10 @@ def synthesize(
             processes=processes,
             progress=lambda count: bar.advance(task, count),
         )
-    print(f"{output}: {report.scenes} scenes, {report.augmented} of them on augmented maps")
+    kinds = f"{report.augmented} of them on augmented maps, {report.held_out} held out in val"
+    print(f"{output}: {report.scenes} scenes, {kinds}")
+    if report.scenes and val and not report.held_out:
+        print("Nothing is held out: the runs for val were thrown away. Drive more (--runs), or raise --val.")
     if report.scenes:
         low, middle, high = np.percentile(report.speeds, [5, 50, 95])
         turns = ", ".join(f"{name} {count / report.scenes:.0%}" for name, count in sorted(report.turns.items()))

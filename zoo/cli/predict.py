@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,9 @@ def predict(
     text_column: Annotated[str, typer.Option(help="Text field of .tsv, .csv, .jsonl.")] = "text",
     pair_column: Annotated[str | None, typer.Option(help="Field of the second text, for pairs.")] = None,
     max_length: Annotated[int | None, typer.Option(min=8, help="Tokens of a text; default: the model's most.")] = None,
+    threshold: Annotated[
+        str, typer.Option(help="Labels: the least probability, or `best` for those of the run's report.")
+    ] = "0.5",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples that go through the model at once.")] = 32,
     map_dir: Annotated[Path | None, typer.Option("--map", help="Scenes: map folder; default: beside or above.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")] = False,
@@ -30,7 +34,8 @@ def predict(
 ) -> None:
     """Say what a fine-tuned model makes of new files.
 
-    Pictures, faces, shapes and MRI give a .csv with a row a file or subject: label and probabilities, points, numbers.
+    Pictures, faces, shapes and MRI give a .csv with a row a file or subject: label (or labels) and probabilities,
+    points, numbers.
     Segmentations give masks in a folder: PNG for pictures, NIfTI over the subject's own voxels for MRI. Scenes give
     forecasts as .json. Text classifiers read texts (a line each, or text<TAB>text; .tsv, .csv, .jsonl by columns) and
     write a .tsv; question answering reads SQuAD's JSON and writes predictions, with the n-best answers and no-answer
@@ -52,8 +57,9 @@ def predict(
         from zoo.cli.predict_files import predict_files
 
         if glue is not None or not predict_files(
-            model, files, output, batch_size=batch_size, skip_bad=skip_bad, force=force, map_dir=map_dir
-        ):
+            model, files, output, batch_size=batch_size, skip_bad=skip_bad, force=force, map_dir=map_dir,
+            thresholds=_thresholds(name, threshold),
+        ):  # fmt: skip
             raise ZooError(f"{name} is no fine-tuned model that predicts but a {type(model).__name__}: fine-tune it.")
         return
     if len(files) > 1:
@@ -79,3 +85,20 @@ def predict(
         run.tag(model, source, output, length, batch_size)
     else:
         raise ZooError(f"{name} is no fine-tuned text model (it is {type(model).__name__}): fine-tune it first.")
+
+
+def _thresholds(name: str, given: str) -> dict[str, float] | float:
+    """From `--threshold`: a number, or those of each label that the run's report found best."""
+    if given == "best":
+        report = Path(name) / "report.json"
+        found = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+        if "thresholds" not in found:
+            raise ZooError(f"{name} has no report with thresholds of labels: give --threshold a number.")
+        return found["thresholds"]
+    try:
+        value = float(given)
+    except ValueError as error:
+        raise ZooError(f"--threshold is a number from 0 to 1, or best, not {given!r}.") from error
+    if not 0 <= value <= 1:
+        raise ZooError(f"--threshold is a number from 0 to 1, or best, not {given!r}.")
+    return value

@@ -29,11 +29,12 @@ def predict_files(
     skip_bad: bool,
     force: bool,
     map_dir: Path | None,
+    thresholds: dict[str, float] | float = 0.5,
 ) -> bool:
     """Writes what `model` says of `files` to `output`; False if it is a model of another kind.
 
     Classes, points, numbers and embeddings go to a CSV (one row a file or subject), masks to a folder (PNG beside PNG,
-    NIfTI over NIfTI), forecasts to JSON.
+    NIfTI over NIfTI), forecasts to JSON. A label is there from its threshold on.
     """
     from zoo.tasks import ImageSegmentation, VolumeClassification, VolumeSegmentation, VolumeSurvival
     from zoo.tasks.evaluation import ImageClassifier
@@ -48,7 +49,7 @@ def predict_files(
         header, step = _volume_columns(model)
         _table(output, header, _subjects(model, files, step, skip_bad), "subjects")
     elif isinstance(model, ImageClassifier) or (hasattr(model, "encoder") and hasattr(model, "head")):
-        header, step = _picture_columns(model)
+        header, step = _picture_columns(model, thresholds)
         _table(output, ["file", *header], _pictures(model, files, step, batch_size, skip_bad), "pictures")
     elif hasattr(model, "logits") and hasattr(model, "class_names"):
         names = model.class_names()
@@ -61,10 +62,14 @@ def predict_files(
 # ---------------------------------------------------------------------- tables
 
 
-def _picture_columns(model: Any) -> tuple[list[str], Callable[[Tensor, Sequence[Path]], list[list[Any]]]]:
+def _picture_columns(
+    model: Any, thresholds: dict[str, float] | float
+) -> tuple[list[str], Callable[[Tensor, Sequence[Path]], list[list[Any]]]]:
     """Header and what a batch of preprocessed pictures gives under it."""
     from zoo.tasks.evaluation import ImageClassifier
 
+    if isinstance(model, ImageClassifier) and model.columns is not None:
+        return _many_columns(model, thresholds)
     task = None if isinstance(model, ImageClassifier) else model.hparams.task
     if task in (None, "attributes"):
         names = model.class_names()
@@ -89,6 +94,25 @@ def _picture_columns(model: Any) -> tuple[list[str], Callable[[Tensor, Sequence[
     # No classes: as many columns as come out.
     width = model(torch.zeros(1, 3, *(model.image_size or 224,) * 2, device=model.device)).numel()
     return [f"value{k}" for k in range(width)], values
+
+
+def _many_columns(
+    model: Any, thresholds: dict[str, float] | float
+) -> tuple[list[str], Callable[[Tensor, Sequence[Path]], list[list[Any]]]]:
+    """Labels: those that are there, and the probability of each; numbers: a column each."""
+    names = model.class_names()
+    if model.targets == "numbers":
+        return list(names), lambda images, files: [_numbers(row) for row in model.predict_step(images, 0).cpu()]
+    limits = thresholds if isinstance(thresholds, dict) else dict.fromkeys(names, thresholds)
+
+    def labels(images: Tensor, files: Sequence[Path]) -> list[list[Any]]:
+        rows = []
+        for found in model.predict_step(images, 0).cpu():
+            there = [name for name, p in zip(names, found.tolist(), strict=True) if p >= limits.get(name, 0.5)]
+            rows.append([";".join(there), *_numbers(found)])
+        return rows
+
+    return ["labels", *names], labels
 
 
 def _in_picture(points: Tensor, file: Path) -> Tensor:
@@ -189,10 +213,8 @@ def _table(output: Path, header: list[str], rows: Rows, what: str) -> None:
 
 
 def _picture_masks(model: Any, files: Sequence[Path], output: Path, skip_bad: bool, force: bool) -> None:
-    from PIL import Image
-
     from zoo.cli.embed import expand
-    from zoo.nn.images import _open, to_uint8
+    from zoo.nn.images import _open
 
     every = expand(list(files))
     targets = [output / f"{file.stem}_mask.png" for file in every]
@@ -200,16 +222,32 @@ def _picture_masks(model: Any, files: Sequence[Path], output: Path, skip_bad: bo
     if double is not None:
         raise ZooError(f"Two pictures would be written to {double}: give them different names.")
     _refuse(targets, force)
-    shift, scale = (torch.tensor(model.hparams[key])[:, None, None] for key in ("mean", "std"))
     for file, target in zip(every, targets, strict=True):
         picture = _try(lambda file=file: _open(file), skip_bad)
         if picture is None:
             continue
-        images = ((to_uint8(picture).float() / 255 - shift) / scale).unsqueeze(0).to(model.device)
-        with torch.inference_mode():
-            found = model.predict_step(images, 0)[0, 0] > 0.5
-        _save(target, lambda path, found=found: Image.fromarray(found.cpu().numpy() * np.uint8(255)).save(path, "PNG"))
-        print(f"{target}\t{float(found.float().mean()):.1%} marked")
+        labels = model.segment(picture).numpy()
+        mask = _mask_image(labels, model.num_classes)
+        _save(target, lambda path, mask=mask: mask.save(path, "PNG"))
+        names = model.class_names()
+        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+        if model.num_classes == 1:
+            print(f"{target}\t{shares[1]:.1%} marked")
+        else:
+            print(f"{target}\t{', '.join(f'{names[k]} {shares[k]:.1%}' for k in np.argsort(-shares)[:5] if shares[k])}")
+
+
+def _mask_image(labels: np.ndarray, classes: int) -> Any:
+    """One kind of thing as 0 and 255; several as a palette PNG, whose pixels are the classes' numbers."""
+    from PIL import Image
+
+    from zoo.tasks.segmentation_figures import palette
+
+    if classes == 1:
+        return Image.fromarray(labels * np.uint8(255))
+    image = Image.fromarray(labels)
+    image.putpalette(palette(256).ravel().tolist())
+    return image
 
 
 def _volume_masks(model: Any, files: Sequence[Path], output: Path, force: bool) -> None:

@@ -28,6 +28,7 @@ class Report:
 
     scenes: int = 0
     augmented: int = 0
+    held_out: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     speeds: list[float] = field(default_factory=list)
     turns: Counter[str] = field(default_factory=Counter)
@@ -35,6 +36,7 @@ class Report:
     def add(self, other: Report) -> None:
         self.scenes += other.scenes
         self.augmented += other.augmented
+        self.held_out += other.held_out
         self.rejected.update(other.rejected)
         self.speeds += other.speeds
         self.turns.update(other.turns)
@@ -99,10 +101,14 @@ def synthesize(
     for split in ("train", "val"):
         (out / split / "data").mkdir(parents=True, exist_ok=True)
     jobs: list[Job] = []
+    kinds = _split(range(runs), augmented_share)
+    # Held out within each kind, so that both are in both splits; of few runs at least one.
+    held = {n for _, part in kinds for j, n in enumerate(part) if int((j + 1) * val_share) > int(j * val_share)}
+    if not held and val_share and runs > 1:
+        held = {runs - 1}
     for city in maps:
-        for augmented, numbers in _split(range(runs), augmented_share):
-            # Held out within each kind, so that both are in both splits.
-            held_out = {n for j, n in enumerate(numbers) if int((j + 1) * val_share) > int(j * val_share)}
+        for augmented, numbers in kinds:
+            held_out = held.intersection(numbers)
             for start in range(0, len(numbers), _CHUNK):
                 chunk = numbers[start : start + _CHUNK]
                 jobs.append((city, augmented, chunk, held_out.intersection(chunk)))
@@ -134,6 +140,7 @@ def _write_chunk(maps: dict[str, VectorMap], out: Path, seed: int, rules: Rules 
         for scene in windows(run, city):
             write_scene(scene, out / ("val" if run.number in held_out else "train") / "data")
             report.scenes += 1
+            report.held_out += run.number in held_out
             report.augmented += run.augmentation is not None
             describe(scene, report)
     return report

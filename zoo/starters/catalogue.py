@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from zoo import catalog
 from zoo.errors import ZooError, did_you_mean
 from zoo.starters import layouts
+from zoo.starters.starter import Starter, Variant
 
-Settings = dict[str, Any]
 _FACES = tuple(f"zoo.papers.face_representation.{name}" for name in ("SwAV", "MoCo", "SimSiam", "FaceTask"))
 _VITS = ("zoo.papers.droppos.DropPos", "zoo.tasks.ImageClassification")
 _FRACTALS = (
@@ -18,75 +16,9 @@ _FRACTALS = (
     "zoo.papers.fractals.FractalSimSiam",
     "zoo.tasks.ResNetClassification",
 )
-_UNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _TEXT_TASKS = tuple(f"zoo.tasks.{name}" for name in ("TextClassification", "TokenClassification", "QuestionAnswering"))
 _ELECTRA = ("zoo.papers.electra.Electra",)
 _BERT = (*(f"zoo.papers.well_read_students.{name}" for name in ("CompactBert", "Distillation")), *_TEXT_TASKS)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to a task, for one family of models.
-
-    Attributes:
-        recipe: the room's fine-tuning recipe that the starter is made from.
-        classes: class paths of the models that fit.
-        model_key: the argument of the task that names the model.
-        settings: what the starter changes in the recipe, by dotted key.
-        from_model: settings that follow the model: {dotted key: its constructor argument}.
-        unet: only ResNets fit that the U-Net has as encoders: those of torchvision, in their usual width.
-    """
-
-    recipe: str
-    classes: tuple[str, ...]
-    model_key: str = "backbone"
-    settings: Settings = field(default_factory=dict)
-    from_model: dict[str, str] = field(default_factory=dict)
-    unet: bool = False
-
-    def takes(self, class_path: str, init_args: dict[str, Any]) -> bool:
-        """Whether a model of this class, with these arguments, can be fine-tuned so."""
-        if not any(_same_class(class_path, known) for known in self.classes):
-            return False
-        if not self.unet:
-            return True
-        return init_args.get("width", 1.0) == 1.0 and init_args.get("network", _UNETS[2]) in _UNETS
-
-
-@dataclass(frozen=True)
-class Starter:
-    """A task for the user's own data.
-
-    Attributes:
-        task: its name on the command line. title: what it is, in a few words.
-        variants: ways to it; the first whose classes fit is taken.
-        monitor, mode: the metric that picks the best epoch, and whether "max" or "min" is best.
-        layout: how the data folder must look, for the README.
-        files: what `zoo predict` takes, output: what it writes (an example of -o).
-        root: the data folder's name below the starter's own.
-        comments: {dotted key: what to write beside it}, the things to change, in order.
-    """
-
-    task: str
-    title: str
-    variants: tuple[Variant, ...]
-    monitor: str
-    mode: str
-    layout: str
-    files: str
-    output: str
-    comments: dict[str, str]
-    root: str = "data"
-
-    def variant(self, class_path: str, init_args: dict[str, Any]) -> Variant | None:
-        """The way for a model; None if it does not fit."""
-        return next((variant for variant in self.variants if variant.takes(class_path, init_args)), None)
-
-
-def _same_class(path: str, known: str) -> bool:
-    """Rooms and tasks export their classes: `zoo.tasks.text_classification.X` is `zoo.tasks.X`."""
-    here, there = path.split("."), known.split(".")
-    return here[-1] == there[-1] and here[:2] == there[:2] and (here[1] != "papers" or here[2] == there[2])
 
 
 _TUNING = "full, frozen (the head alone), partial (with blocks: 2) or lora (with rank: 8; extra `lora`)"
@@ -104,6 +36,17 @@ def _comments(monitor: str, root: str, tuning: bool = True, key: str = "backbone
 
 _SMALL_IMAGES = {"data.batch_size": 32, "data.num_workers": 2, "data.val_fraction": 0.2}
 _FACE = {"data.num_workers": 2, "data.batch_size": 32}
+_FACE_VIEW = {"mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225]}
+_FACE_PIXELS = {f"data.{key}": values for key, values in _FACE_VIEW.items()}
+_TABLE = "datamodules.image_table.ImageTableDataModule"
+_TABLE_IMAGES = {
+    "image_size": 32,
+    "batch_size": 32,
+    "train_augment": "crop",
+    "crop_scale": [0.5, 1.0],
+    "val_fraction": 0.2,
+    "num_workers": 2,
+}
 _MRI = {"data.num_workers": 2}
 
 STARTERS: tuple[Starter, ...] = (
@@ -131,16 +74,80 @@ STARTERS: tuple[Starter, ...] = (
         "classes.csv",
         _comments("val/acc1", "your pictures, one subfolder a class"),
     ),
+    *(
+        Starter(
+            task,
+            title,
+            (
+                Variant(
+                    "droppos/finetune_classification",
+                    _VITS,
+                    settings={"model.label_smoothing": 0.0},
+                    from_model={"data.image_size": "image_size"},
+                    data=(_TABLE, {**_TABLE_IMAGES, **settings}),
+                ),
+                Variant(
+                    "fractals/finetune_classification",
+                    _FRACTALS,
+                    settings={"model.head_lr_factor": head},
+                    from_model={"data.image_size": "image_size"},
+                    data=(_TABLE, {**_TABLE_IMAGES, **settings, "mean": [0.5] * 3, "std": [0.5] * 3}),
+                ),
+                Variant(
+                    "fractals/finetune_classification",
+                    _FACES[:3],
+                    settings={"model.head_lr_factor": head},
+                    from_model={"data.image_size": "image_size"},
+                    data=(_TABLE, {**_TABLE_IMAGES, **settings, **_FACE_VIEW}),
+                ),
+            ),
+            monitor,
+            "max",
+            layout,
+            "PICTURES",
+            output,
+            _comments(monitor, "the folder with your table and pictures", data__table="the table's file", **more),
+        )
+        for task, title, settings, head, monitor, layout, output, more in (
+            (
+                "image-multilabel",
+                "labels of pictures, any number of them on each",
+                {"table": "labels.csv", "targets": "labels", "group_column": None},
+                10.0,
+                "val/mAP",
+                layouts.LABEL_TABLE,
+                "labels.csv",
+                {"data__group_column": "a column of patients, people or places that stay on one side; null for none"},
+            ),
+            (
+                "image-regression",
+                "numbers of pictures or faces: age, size, counts",
+                {
+                    "table": "numbers.csv",
+                    "targets": "numbers",
+                    "group_column": None,
+                    "crop_scale": [0.8, 1.0],  # a number may hang on how much is seen
+                },
+                1.0,
+                "val/spearman",
+                layouts.NUMBER_TABLE,
+                "numbers.csv",
+                {"data__group_column": "a column of patients, people or places that stay on one side; null for none"},
+            ),
+        )
+    ),
     Starter(
         "image-segmentation",
-        "one kind of thing in pictures, as masks",
+        "classes of pixels in pictures, as masks",
         (
             Variant(
-                "fractals/finetune_glas",
-                _FRACTALS,
-                settings={"data.num_workers": 2, "data.batch_size": 8},
-                unet=True,
+                "droppos/finetune_segmentation",
+                _VITS,
+                settings={"data.group_pattern": None},
+                from_model={"data.image_size": ("image_size", 64), "model.image_size": ("image_size", 64)},
             ),
+            Variant("fractals/finetune_segmentation", _FRACTALS, settings={"data.group_pattern": None}),
+            Variant("fractals/finetune_segmentation", _FACES, settings={"data.group_pattern": None, **_FACE_PIXELS}),
         ),
         "val/iou",
         "max",
@@ -150,17 +157,19 @@ STARTERS: tuple[Starter, ...] = (
         _comments(
             "val/iou",
             "your pictures and masks",
-            data__image_size="side of the training squares, a multiple of 32; set model.image_size alike",
+            data__group_pattern="part of the names that says who a picture is of, such as ^(P[0-9]+)_; null for none",
+            data__augment="turns for pictures without an up (from above, under a microscope), flip, or none",
+            data__image_size="training squares, and whole pictures' shorter side; model.image_size is the same",
         ),
     ),
     Starter(
         "face-landmarks",
-        "68 points of faces",
+        "points of faces or other things, as many as you have marked",
         (
             Variant(
                 "face_representation/finetune_landmarks",
                 (*_FACES, *_VITS),
-                settings=_FACE,
+                settings={**_FACE, "data.dataset": "points", "data.normalisation": None},
                 from_model={"data.image_size": "image_size"},
             ),
         ),
@@ -169,7 +178,11 @@ STARTERS: tuple[Starter, ...] = (
         layouts.LANDMARKS,
         "FACES",
         "points.csv",
-        _comments("val/nme", "your pictures and .pts files"),
+        _comments(
+            "val/nme",
+            "your pictures with points.csv or .pts files",
+            data__normalisation="of errors: pair:A-B (two points), box_diagonal, image_diagonal; null: eyes or box",
+        ),
     ),
     Starter(
         "face-attributes",
@@ -406,4 +419,4 @@ def fitting_models(starter: Starter, manifests: Sequence[catalog.Manifest] | Non
     """Names of the catalogue's models that a starter takes; `manifests` spares reading them once for each starter."""
     if manifests is None:
         manifests = [catalog.info(name) for name in catalog.list_models()]
-    return [manifest.name for manifest in manifests if starter.variant(manifest.class_path, manifest.init_args)]
+    return [manifest.name for manifest in manifests if starter.variant(manifest.class_path)]

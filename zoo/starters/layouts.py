@@ -10,22 +10,69 @@ One subfolder a class, with or without `train/` and `val/` above them. Without, 
 or `data/train/cat/`, `data/val/cat/` and so on. Parquet works too: `train.parquet` and `test.parquet` with the columns
 `image` and `label`. JPEG, PNG, WebP, TIFF, BMP, GIF of any size."""
 
-MASKS = """\
-Pictures named `train_*` and `test*`, each with a mask of the same stem and `_anno` beside it: 0 is background, all else
-is what you look for.
+LABEL_TABLE = """\
+A table with a row a picture, and the pictures beside it or in `images/`.
 
     data/
-      train_1.png   train_1_anno.png
-      train_2.png   train_2_anno.png
-      test_1.png    test_1_anno.png"""
+      labels.csv
+      images/   a.jpg  b.jpg ...
+
+`labels.csv` has a column `file` and a column a label: 1 it is there, 0 it is not, empty for not known.
+
+    file,cat,dog,outdoors
+    a.jpg,1,0,1
+    b.jpg,0,,0
+
+Or one column `labels` with names: `a.jpg,cat;outdoors`. A column `split` with `train` and `val` fixes what is held out;
+without, a fifth is."""
+
+NUMBER_TABLE = """\
+A table with a row a picture, and the pictures beside it or in `images/`.
+
+    data/
+      numbers.csv
+      images/   a.jpg  b.jpg ...
+
+`numbers.csv` has a column `file` and a column a number; empty cells are not known and do not count.
+
+    file,age
+    a.jpg,34.5
+    b.jpg,61
+
+A column `split` with `train` and `val` fixes what is held out; without, a fifth is. Faces should be cropped."""
+
+MASKS = """\
+Pictures in `images/`, a mask of the same name for each in `masks/`, with or without `train/` and `val/` above them.
+Without, a fifth of the pictures is held out.
+
+    data/
+      classes.txt
+      images/   a.jpg  b.jpg ...
+      masks/    a.png  b.png ...
+
+A mask is a grey or palette PNG of its picture's size whose pixels are numbers of classes: 0, 1, 2 and so on, 255 where
+a pixel shall not count (`data.ignore_index`). `classes.txt` has the names, a line each, the first for 0; without it the
+numbers are the names. Masks of one kind of thing may be 0 and 255. Masks in colours need `classes.csv` instead:
+
+    name,red,green,blue
+    background,0,0,0
+    road,128,64,128"""
 
 LANDMARKS = """\
-Pictures with a `.pts` file of 68 points beside each (the 300-W layout: pixels, the first at 1). Every fifth picture
-tests.
+Pictures and their points: a `.pts` file beside each (300-W's form: pixels, the first at 1), or one table. Every picture
+has as many points. Every fifth picture tests.
 
     data/
-      a.jpg   a.pts
-      b.jpg   b.pts"""
+      a.jpg   a.pts          or    points.csv  images/a.jpg  images/b.jpg
+      b.jpg   b.pts
+
+`points.csv` has a row a picture, pixels from 0, empty where a point is not known; columns `left,top,right,bottom` (the
+object's box) and `split` (`train`, `test`) may follow:
+
+    file,x0,y0,x1,y1
+    a.jpg,30.5,41,88,40
+
+Training cuts the object out by its box, or around its points, with a margin; `zoo predict` takes such cut-outs."""
 
 FACE_CLASSES = """\
 Cropped faces, one subfolder a class, in `train/` and in `test/`; the same classes in both.

@@ -12,7 +12,8 @@ from zoo import catalog
 from zoo.catalog import Manifest
 from zoo.errors import ZooError
 from zoo.recipes import find_recipe, read_recipe
-from zoo.starters.catalogue import Starter, Variant, find_starter, fitting_models
+from zoo.starters.catalogue import find_starter, fitting_models
+from zoo.starters.starter import Starter, Variant
 
 PATIENCE = 10
 
@@ -30,7 +31,7 @@ def write_starter(task: str, model: str, dest: Path, *, data: Path | None = None
     """
     starter = find_starter(task)
     class_path, init_args = _describe(model)
-    variant = starter.variant(class_path, init_args)
+    variant = starter.variant(class_path)
     if variant is None:
         fits = fitting_models(starter)
         names = ", ".join(fits[:4]) + (f" and {len(fits) - 4} more" if len(fits) > 4 else "")
@@ -83,7 +84,9 @@ def starter_config(
     header = config["recipe"]
     header.pop("smoke", None)
     header["title"] = f"Your own data: {starter.title}"
-    header["time"] = "see zoo check"
+    header["time"], header["metric"] = "see zoo check", starter.monitor
+    if variant.data is not None:
+        config["data"] = {"class_path": variant.data[0], "init_args": dict(variant.data[1])}
     header["next"] = [
         f"zoo predict {{run}} {starter.files} -o {starter.output}",
         "zoo export {run} --name my-model -o weights/",
@@ -92,7 +95,10 @@ def starter_config(
     if "model.tuning.mode" in starter.comments:
         settings["model.tuning.mode"] = "full"
     settings |= {key: _filled(value, root) for key, value in variant.settings.items()}
-    settings |= {key: init_args[name] for key, name in variant.from_model.items() if init_args.get(name) is not None}
+    for key, source in variant.from_model.items():
+        name, least = source if isinstance(source, tuple) else (source, None)
+        if (value := init_args.get(name)) is not None:
+            settings[key] = value if least is None else max(value, least)
     length, most = config["data"]["init_args"].get("max_length"), init_args.get("max_positions")
     if length and most:
         settings["data.max_length"] = min(length, most)
@@ -204,12 +210,17 @@ to see that all goes through{because}.
 The run's folder (printed at the start, below `runs/`) ends up with `report.html`, one file that holds everything:
 metrics with confidence intervals, calibration, pictures, curves and settings. A killed run goes on with `--resume`.
 
-    zoo kfold {recipe} --folds 5
-
-trains once for each fold and gives mean and standard deviation.
-
+{_folds_text(config, recipe)}
 ## 5. Use it
 
 `zoo predict RUN {starter.files} -o {starter.output}` runs the best epoch on new files. `zoo export RUN --format onnx -o
 model.onnx` makes a file that runs without this library; `zoo.load("RUN")` gives the model in Python.
 """
+
+
+def _folds_text(config: dict[str, Any], recipe: Path) -> str:
+    """How to cross-validate, or that it cannot be done."""
+    if config["data"]["init_args"].get("dataset") == "identities":
+        return "This task has no folds: keep a test set apart for the numbers that you publish.\n"
+    command = f"    zoo kfold {recipe} --folds 5"
+    return f"{command}\n\ntrains once for each fold and gives mean and standard deviation over them.\n"

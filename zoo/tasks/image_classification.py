@@ -59,7 +59,9 @@ class ImageClassification(ImageClassifier):
         layer_decay: factor of the learning rate from one layer to the one below.
         weight_decay, betas, warmup_epochs, min_lr: AdamW and MAE's schedule.
         clip_grad: largest global gradient norm; None for no clipping, as in the official runs.
-        class_weights: of the classes in the training loss: a list, "balanced" (the rarer, the heavier) or None.
+        class_weights: of the classes (of labels: of their positives) in the training loss: a list, "balanced" (the
+            rarer, the heavier) or None.
+        targets: "classes", "labels" (any number of them a picture), "numbers", or None for what the data gives.
         classes, view: names of the classes, and how the data shows a held-out image; taken from the data.
         tuning: what is trained, such as {mode: frozen}, {mode: partial, blocks: 2} or {mode: lora, rank: 8}; see
             `zoo.tasks.tuning.Tuning`.
@@ -88,6 +90,7 @@ class ImageClassification(ImageClassifier):
         min_lr: float = 1e-6,
         clip_grad: float | None = None,
         class_weights: list[float] | Literal["balanced"] | None = None,
+        targets: Literal["classes", "labels", "numbers"] | None = None,
         tuning: dict[str, Any] | None = None,
         classes: list[str] | None = None,
         view: dict[str, Any] | None = None,
@@ -224,14 +227,22 @@ class ImageClassification(ImageClassifier):
                 raise ZooError("Mixup and cutmix need two images or more: raise data.batch_size, or set both to 0.")
             if len(images) % 2:  # mixing pairs the batch with itself in reverse
                 images, labels = images[:-1], labels[:-1]
+            if self.columns is not None:  # timm mixes classes only
+                share = self.mixup._mix_batch(images)  # the images in place
+                return self._logged(self.column_loss(images, labels, share), len(images))
             images, labels = self.mixup(images, labels)
+        if self.columns is not None:
+            return self._logged(self.column_loss(images, labels), len(images))
         logits = self.classify(images).float()
         if self.class_weight is None:
             loss = self.criterion(logits, labels)
         else:  # targets that were mixed are smoothed already
             smoothing = 0.0 if self.mixup is not None else self.hparams.label_smoothing
             loss = nn.functional.cross_entropy(logits, labels, self.class_weight, label_smoothing=smoothing)
-        self.log("train/loss", loss.detach(), batch_size=len(images))
+        return self._logged(loss, len(images))
+
+    def _logged(self, loss: Tensor, count: int) -> Tensor:
+        self.log("train/loss", loss.detach(), batch_size=count)
         return loss
 
     def configure_optimizers(self) -> dict[str, Any]:

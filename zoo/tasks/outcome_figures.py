@@ -14,8 +14,13 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 
-def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Counts (C, C), the true class in rows, coloured by the share of the row; numbers up to 20 classes."""
+def draw_confusion(
+    matrix: np.ndarray, classes: Sequence[str], what: str = "held-out samples", numbers: str = "count"
+) -> Figure:
+    """Counts (C, C), the true class in rows, coloured by the share of the row.
+
+    Up to 20 classes each cell says its "count", or its "share" of the row in per cent where counts are too long.
+    """
     size = len(classes)
     side = min(12.0, 2.5 + 0.45 * size)
     figure, axis = plt.subplots(figsize=(side + 1, side))
@@ -24,14 +29,13 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     if size <= 20:
         for i, j in np.ndindex(size, size):
             if matrix[i, j]:
-                axis.text(
-                    j, i, matrix[i, j], ha="center", va="center", fontsize=8, color="w" if share[i, j] > 0.5 else "k"
-                )
+                text = f"{100 * share[i, j]:.0f}" if numbers == "share" else matrix[i, j]
+                axis.text(j, i, text, ha="center", va="center", fontsize=8, color="w" if share[i, j] > 0.5 else "k")
     short = [name if len(name) <= 18 else f"{name[:17]}…" for name in classes]
     if size <= 40:
         axis.set_xticks(range(size), short, rotation=45, ha="right", fontsize=8)
         axis.set_yticks(range(size), short, fontsize=8)
-    axis.set(xlabel="found", ylabel="true", title="Confusion matrix, held-out samples")
+    axis.set(xlabel="found", ylabel="true", title=f"Confusion matrix, {what}")
     figure.colorbar(image, ax=axis, label="share of the true class", fraction=0.046)
     figure.tight_layout()
     return figure
@@ -80,4 +84,20 @@ def draw_spread(values: Mapping[str, Any]) -> Figure:
         axis.set_xticks([])
     figure.suptitle("Spread over the held-out samples", fontsize=10)
     figure.tight_layout()
+    return figure
+
+
+def draw_labels(
+    classes: Sequence[str], rows: Mapping[str, np.ndarray], positives: np.ndarray, thresholds: np.ndarray
+) -> Figure:
+    """Scores of each label as points on a line, best first; with how many samples have it and its best threshold."""
+    order = np.argsort(np.nan_to_num(next(iter(rows.values())), nan=-1))[-40:]
+    figure, axis = plt.subplots(figsize=(7.5, 1.4 + 0.28 * len(order)))
+    for (name, values), marker in zip(rows.items(), "os^D", strict=False):
+        axis.plot(values[order], np.arange(len(order)), marker, label=name, markersize=5, alpha=0.8)
+    text = [f"{classes[k]} ({positives[k]}; from {thresholds[k]:.2f})" for k in order]
+    axis.set_yticks(range(len(order)), text, fontsize=8)
+    axis.set(xlim=(-0.02, 1.02), xlabel="score", title="Labels (held-out samples that have it; best threshold)")
+    axis.grid(axis="both", alpha=0.3)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.3 / len(order)), ncol=2, frameon=False)
     return figure

@@ -43,6 +43,10 @@ class Outcome:
         """{title: matplotlib Figure}."""
         return {}
 
+    def extras(self) -> dict[str, Any]:
+        """What else goes into `report.json`."""
+        return {}
+
 
 @dataclass
 class ClassOutcome(Outcome):

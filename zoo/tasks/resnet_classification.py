@@ -15,7 +15,7 @@ from zoo.nn.images import preprocess_images
 from zoo.nn.resnets import build_resnet
 from zoo.optim import norm_bias_groups, one_cycle
 from zoo.tasks.evaluation import ImageClassifier
-from zoo.tasks.start import check_image_size, image_size_of, start_model
+from zoo.tasks.start import check_image_size, describe_model, image_size_of, start_model
 
 
 class ResNetClassification(ImageClassifier):
@@ -27,7 +27,8 @@ class ResNetClassification(ImageClassifier):
     From scratch the official runs take lr 0.15, weight_decay 1e-4 and head_lr_factor 1.
 
     Args:
-        backbone: a zoo name, a manifest, a checkpoint or a run folder whose backbone is a timm ResNet.
+        backbone: a zoo name, a manifest, a checkpoint or a run folder whose backbone is a timm ResNet (or what
+            `describe_model` gives).
         network: instead of `backbone`: name of a timm ResNet. width: factor of its channels.
         num_classes: None takes it from the data.
         image_size: side of the images in pixels; None takes the data's (a ResNet takes any).
@@ -38,7 +39,9 @@ class ResNetClassification(ImageClassifier):
         label_smoothing: of the targets.
         mean, std: normalisation for `preprocess`; the official fine-tuning has 0.5 throughout, unlike pre-training.
         channels_last: memory layout of the convolutions.
-        class_weights: of the classes in the training loss: a list, "balanced" (the rarer, the heavier) or None.
+        class_weights: of the classes (of labels: of their positives) in the training loss: a list, "balanced" (the
+            rarer, the heavier) or None.
+        targets: "classes", "labels" (any number of them a picture), "numbers", or None for what the data gives.
         classes, view: names of the classes, and how the data shows a held-out image; taken from the data.
         tuning: what is trained, such as {mode: frozen}, {mode: partial, blocks: 2} or {mode: lora, rank: 8}; see
             `zoo.tasks.tuning.Tuning`.
@@ -46,7 +49,7 @@ class ResNetClassification(ImageClassifier):
 
     def __init__(
         self,
-        backbone: str | None = None,
+        backbone: str | dict[str, Any] | None = None,
         network: str | None = None,
         width: float = 1.0,
         num_classes: int | None = None,
@@ -63,6 +66,7 @@ class ResNetClassification(ImageClassifier):
         std: Sequence[float] = (0.5, 0.5, 0.5),
         channels_last: bool = True,
         class_weights: list[float] | Literal["balanced"] | None = None,
+        targets: Literal["classes", "labels", "numbers"] | None = None,
         tuning: dict[str, Any] | None = None,
         classes: list[str] | None = None,
         view: dict[str, Any] | None = None,
@@ -74,6 +78,8 @@ class ResNetClassification(ImageClassifier):
         if lr <= 0:
             raise ZooError(f"A learning rate lies above 0, not at {lr}.")
         self._start: StateDict | None = None
+        self._own: ResNet | None = None  # a shape that `network` and `width` do not describe
+        self._origin: dict[str, Any] | None = None
         if backbone is not None:
             model = start_model(backbone)
             encoder = model.backbone
@@ -81,7 +87,10 @@ class ResNetClassification(ImageClassifier):
                 raise ZooError(f"{backbone} has a {type(encoder).__name__}; this task fine-tunes timm's ResNets only.")
             network, width = str(model.hparams.get("network")), model.hparams.get("width", 1.0)
             image_size = image_size or image_size_of(model)
-            self._start = encoder.state_dict()
+            if model.hparams.get("network_options"):
+                self._own, self._origin = encoder, describe_model(model)
+            else:
+                self._start = encoder.state_dict()
         assert network is not None
         self.network, self.width, self.image_size = network, width, image_size
         if num_classes is not None:
@@ -89,7 +98,11 @@ class ResNetClassification(ImageClassifier):
 
     def _build(self, num_classes: int) -> None:
         self._count_classes(num_classes)
-        self.backbone = build_resnet(self.network, num_classes, self.width)
+        if self._own is not None:
+            self._own.reset_classifier(num_classes)
+            self.backbone, self._own = self._own, None
+        else:
+            self.backbone = build_resnet(self.network, num_classes, self.width)
         if self._start is not None:
             body = {key: value for key, value in self._start.items() if not key.startswith("fc.")}
             missing, unexpected = self.backbone.load_state_dict(body, strict=False)
@@ -132,7 +145,9 @@ class ResNetClassification(ImageClassifier):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         images, labels = batch[:2]
         logits = self.classify(images).float()
-        if self.class_weight is None:
+        if self.columns is not None:
+            loss = self.columns.loss(logits, labels)
+        elif self.class_weight is None:
             loss = self.criterion(logits, labels)
         else:
             smoothing = self.hparams.label_smoothing
@@ -161,8 +176,8 @@ class ResNetClassification(ImageClassifier):
         # What it became, not where it started: the checkpoint must load without the backbone's weights at hand.
         hparams = dict(checkpoint.get("hyper_parameters") or self.hparams)
         hparams |= {
-            "backbone": None,
-            "network": self.network,
+            "backbone": self._origin,
+            "network": self.network if self._origin is None else None,
             "width": self.width,
             "num_classes": self.num_classes,
             "image_size": self.image_size,

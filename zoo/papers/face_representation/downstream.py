@@ -18,7 +18,7 @@ from zoo.papers.face_representation.encoder import MEAN, STD
 from zoo.papers.face_representation.metrics import nme
 from zoo.papers.face_representation.tasks import EVERY_TASK, HEADLINES, Encoder, TaskHead, score
 from zoo.tasks.outcomes import ClassOutcome, FunctionOutcome, Outcome, SampleOutcome
-from zoo.tasks.start import check_image_size, describe_model, start_model
+from zoo.tasks.start import check_image_size, describe_model, start_model, weights_of_classes
 from zoo.tasks.tuning import TunedTask
 
 
@@ -39,6 +39,7 @@ class FaceTask(TunedTask):
         weight_decay, warmup_epochs: AdamW under a cosine.
         tuning: how much of the backbone "finetune" trains, such as {mode: partial, blocks: 2} or {mode: lora, rank: 8};
             see `zoo.tasks.tuning.Tuning`.
+        class_weights: of the classes (attributes) in the loss: a list, "balanced" (the rarer, the heavier) or None.
         classes: names of the classes (attributes), taken from the data.
     """
 
@@ -59,6 +60,7 @@ class FaceTask(TunedTask):
         weight_decay: float = 0.05,
         warmup_epochs: float = 1.0,
         tuning: dict[str, Any] | None = None,
+        class_weights: list[float] | Literal["balanced"] | None = None,
         classes: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -69,6 +71,9 @@ class FaceTask(TunedTask):
             raise ZooError(f"mode is 'finetune' or 'frozen', not {mode!r}.")
         if (backbone is None) == (network is None):
             raise ZooError("Give either model.backbone (a pre-trained start) or model.network (a timm name).")
+        if class_weights is not None and task != "attributes":
+            raise ZooError(f"{task} has no classes: set model.class_weights to null.")
+        self.class_weight: Tensor | None = None
         if lr <= 0 or backbone_lr_factor < 0:
             raise ZooError("Learning rates lie above 0.")
         if backbone is not None:
@@ -143,12 +148,17 @@ class FaceTask(TunedTask):
 
     # ------------------------------------------------------------------ training
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        weights = weights_of_classes(self, self.hparams.class_weights, self.outputs)
+        self.class_weight = None if weights is None else weights.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         if self.hparams.mode == "frozen":
             self.encoder.eval()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.head.loss(self._out(batch["image"]), batch["target"])
+        loss = self.head.loss(self._out(batch["image"]), batch["target"], self.class_weight)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
         return loss
 

@@ -117,8 +117,8 @@ class TaskHead(nn.Module):
             nn.init.zeros_(self.head.linear.weight)
             self.head.linear.bias.copy_(mean.clamp(-0.99, 0.99).atanh() if self.head.bounded else mean)
 
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """The training loss of a batch, a float32 scalar."""
+    def loss(self, out: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The training loss of a batch, a float32 scalar; `weight` (C,) of the classes of attributes."""
         if self.task == "recognition":
             return self.margin(out, target)
         if self.task == "landmarks":
@@ -126,7 +126,7 @@ class TaskHead(nn.Module):
         with full_precision(out.device.type):
             out = out.float()
             if self.task == "attributes":
-                return F.cross_entropy(out, target)
+                return F.cross_entropy(out, target, weight)
             target = target.float()
             if self.task == "reconstruction3d":
                 return (out - target).norm(dim=-1).mean()
