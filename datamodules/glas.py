@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datamodules.audit import Audit, file_key, most_common, read_all
+from datamodules.audit import Audit, both_sides, file_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.images import IMAGE_SUFFIXES
@@ -95,12 +95,7 @@ class GlaSDataModule(ZooDataModule):
         return self.val_dataloader()
 
     def audit(self, read: bool = True) -> Audit:
-        self.setup()
-        assert self.train_data is not None
-        assert self.val_data is not None
-        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
-        counts = {side: len(part) for side, part in data.items()}
-        found.sides(counts, "pictures")
+        found, data, counts = both_sides(self, "pictures")
         if not read:
             return found
 

@@ -16,7 +16,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
-from datamodules.audit import Audit, file_key, most_common, read_all
+from datamodules.audit import Audit, both_sides, file_key, most_common, read_all
 from datamodules.base import ZooDataModule
 from datamodules.folds import check_fold, held_out_by_fold
 from datamodules.images import IMAGE_SUFFIXES
@@ -171,11 +171,7 @@ class ImageSegmentationDataModule(ZooDataModule):
         return counts.sum(0)[: len(self.classes)].tolist()
 
     def audit(self, read: bool = True) -> Audit:
-        self.setup()
-        assert self.train_data is not None
-        assert self.val_data is not None
-        found, data = Audit(), {"training": self.train_data, "validation": self.val_data}
-        found.sides({side: len(part) for side, part in data.items()}, "pictures")
+        found, data, counts = both_sides(self, "pictures")
         found.facts["classes"] = f"{len(self.classes)}: {', '.join(self.classes[:12])}" + (
             " and more" if len(self.classes) > 12 else ""
         )
@@ -190,7 +186,7 @@ class ImageSegmentationDataModule(ZooDataModule):
                 file_key(data[side].pairs[index][0]),
             )
 
-        seen = read_all(found, {side: len(part) for side, part in data.items()}, look, "pictures or masks")
+        seen = read_all(found, counts, look, "pictures or masks")
         rows = [row for part in seen.values() for row in part.values()]
         if rows:
             found.facts["sizes"] = most_common(f"{size[0]} x {size[1]}" for size, _, _ in rows)

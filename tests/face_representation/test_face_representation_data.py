@@ -248,7 +248,7 @@ def test_red_is_normalised_by_the_official_slip():
         (dict(crop_sizes=[32]), "one entry a resolution"),
         (dict(crop_scales=[[0.5, 0.2], [0.1, 0.3]]), "crop_scales"),
         (dict(grey_p=1.5), "grey_p"),
-        (dict(std_red=0.0), "std_red"),
+        (dict(std_red=0.0), "std is above 0"),
         (dict(blur_sigma=[0.0, 1.0]), "blur_sigma"),
     ],
 )
@@ -587,5 +587,5 @@ def test_normalisations_of_landmark_errors():
     assert error_scale(points, "inter_pupil", None)[0] == 4
     assert error_scale(points, "box_diagonal", None)[0] == 10
     assert error_scale(points, "box_size", np.array([[0, 0, 4, 9]]))[0] == 6
-    with pytest.raises(ZooError, match="box normalisation"):
+    with pytest.raises(ZooError, match="choose box_diagonal"):
         error_scale(points[:, :5], "inter_ocular", None)

@@ -217,6 +217,7 @@ def fit_stack(out: Path, habit: str, strategy: Any, *callbacks: Any, precision: 
     module = Stack(habit)
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_epochs=1, logger=False,
                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                        default_root_dir=out,
                         callbacks=list(callbacks), **numbers)  # fmt: skip
     try:
         trainer.fit(module, datamodule=Rows(4, num_workers=0))
