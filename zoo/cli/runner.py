@@ -268,7 +268,8 @@ def _go(cli: RecipeCLI, folder: Path, dry_run: bool, checkpoint: Path | None) ->
         print(f"\nStopped. What there is lies in {folder}.")
         sys.exit(130)
     if rank_zero_only.rank == 0 and not dry_run:
-        if subcommand == "fit" and not list(folder.glob("results*.json")):  # else a report has printed its table
+        reported = list(folder.glob("results*.json")) or (folder / "report.html").is_file()  # a table has been printed
+        if subcommand == "fit" and not reported:
             _last_validation(cli.trainer.callback_metrics)
         _summary(folder, header)
         skipped = getattr(cli.datamodule, "num_skipped", 0)
