@@ -74,10 +74,10 @@ class FaceRepresentationDataModule(ZooDataModule):
         num_workers: int = 8,
         pin_memory: bool | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, pin_memory, MEAN, (std_red, *STD[1:]))
-        self.save_hyperparameters()
         if std_red <= 0:
             raise ZooError(f"std_red lies above 0, not at {std_red}.")
+        super().__init__(batch_size, num_workers, pin_memory, MEAN, (std_red, *STD[1:]))
+        self.save_hyperparameters()
         for name, share in (("flip", flip), ("jitter_p", jitter_p), ("grey_p", grey_p), ("blur_p", blur_p)):
             if not 0 <= share <= 1:
                 raise ZooError(f"{name} is a probability from 0 to 1, not {share}.")

@@ -248,7 +248,7 @@ def test_red_is_normalised_by_the_official_slip():
         (dict(crop_sizes=[32]), "one entry a resolution"),
         (dict(crop_scales=[[0.5, 0.2], [0.1, 0.3]]), "crop_scales"),
         (dict(grey_p=1.5), "grey_p"),
-        (dict(std_red=0.0), "std is above 0"),
+        (dict(std_red=0.0), "std_red"),
         (dict(blur_sigma=[0.0, 1.0]), "blur_sigma"),
     ],
 )
