@@ -93,6 +93,11 @@ def grey_object(image: np.ndarray) -> np.ndarray:
     return np.repeat((image * 127).astype(np.uint8)[..., None], 3, axis=2)
 
 
+def shaded_object(image: np.ndarray) -> np.ndarray:
+    """(H, W) shares to grey bytes (H, W, 3), by the square root, so that thin parts are still seen."""
+    return np.repeat((np.sqrt(image) * 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def field_hsv(field: np.ndarray, colour: FieldColour) -> np.ndarray:
     """(H, W) field to HSV bytes (H, W, 3)."""
     out = np.empty((*field.shape, 3), np.uint8)

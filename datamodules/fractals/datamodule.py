@@ -59,7 +59,11 @@ class FractalsDataModule(ZooDataModule):
         size_range: (least, most) side of an object as a share of the picture's; None is the paper's for the task.
         fractal_size: side at which the fractals of multi-instance pictures are rendered before they are resized; None
             takes half the picture's (the paper), which small pictures do better without.
-        color, background: multi-class pictures only; False paints grey, or leaves the ground black.
+        color, background: False paints grey (objects of multi-instance pictures in shades), or leaves the ground black;
+            not for views.
+        flips: turn and mirror the fractals; False keeps them as they are, for real things that stand upright.
+        reach: multi-instance pictures only: how far an object's centre may lie from the picture's, as a share of its
+            side; None (the paper) puts it anywhere.
         blur_p: probability of a slight blur.
         stamps: mark a random part of the 3x3 cells around each point.
         allow_empty_stamp: keep the one stamp in 512 that marks nothing (official).
@@ -94,6 +98,8 @@ class FractalsDataModule(ZooDataModule):
         fractal_size: int | None = None,
         color: bool = True,
         background: bool = True,
+        flips: bool = True,
+        reach: float | None = None,
         blur_p: float = 0.5,
         stamps: bool = True,
         allow_empty_stamp: bool = False,
@@ -116,8 +122,10 @@ class FractalsDataModule(ZooDataModule):
             raise ZooError(f"task is 'multi_instance', 'multi_class' or 'views', not {task!r}.")
         if task == "views" and root is not None:
             raise ZooError("Two views of a fractal are rendered as one goes: data.root has no use for the task views.")
-        if task != "multi_class" and not (color and background):
-            raise ZooError("color and background can only be left out of multi_class pictures.")
+        if task == "views" and not (color and background):
+            raise ZooError("color and background cannot be left out of views: without them they differ too little.")
+        if task != "multi_instance" and reach is not None:
+            raise ZooError(f"reach is for multi_instance pictures, where objects are placed, not for {task}.")
         for name, value in (("per_class", per_class), ("val_images", val_images)):
             if value < 1:
                 raise ZooError(f"{name} is at least 1, not {value}.")
@@ -148,18 +156,19 @@ class FractalsDataModule(ZooDataModule):
         )
         if h.task == "multi_class":
             picture = SingleInstance(
-                h.image_size, self.renderer, self.jitter, blur_p=h.blur_p, color=h.color, background=h.background
-            )
+                h.image_size, self.renderer, self.jitter, flips=h.flips, blur_p=h.blur_p, color=h.color,
+                background=h.background,
+            )  # fmt: skip
             return SingleInstanceFractals(self.systems, plan, picture, world)
         if h.task == "views":
             sizes = _VIEW_SIZES if h.size_range is None else tuple(h.size_range)
-            rule = LayoutRule(h.image_size, (1, 1), sizes, blur_p=h.blur_p, blur_sigma=_VIEW_BLUR)
+            rule = LayoutRule(h.image_size, (1, 1), sizes, flips=h.flips, blur_p=h.blur_p, blur_sigma=_VIEW_BLUR)
             material = Material(h.image_size, h.image_size, self.renderer, self.jitter)
             return FractalViews(self.systems, plan, material, rule, world)
         sizes = _MULTI_SIZES if h.size_range is None else tuple(h.size_range)
-        rule = LayoutRule(h.image_size, tuple(h.objects), sizes, blur_p=h.blur_p)
+        rule = LayoutRule(h.image_size, tuple(h.objects), sizes, h.flips, h.reach, h.blur_p)
         side = h.image_size // 2 if h.fractal_size is None else h.fractal_size
-        material = Material(h.image_size, side, self.renderer, self.jitter)
+        material = Material(h.image_size, side, self.renderer, self.jitter, h.color, h.background)
         return MultiInstanceFractals(self.systems, plan, material, rule, world)
 
     def setup(self, stage: str | None = None) -> None:

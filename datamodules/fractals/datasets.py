@@ -180,7 +180,8 @@ class MultiInstanceFractals(_Fractals):
         number, stream, place = self.plan.locate(key)
         newest, ring = place // self.plan.period, self.ring(stream)
         layout = self.rule.draw(self.plan.picture_rng(number), self.plan.window)
-        picture = compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact)
+        color = self.material.color
+        picture = compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact, color)
         labels = [ring[newest - placed.index][2] for placed in layout.objects] or [-1]
         ring.forget(newest)
         labels += labels[-1:] * (max(1, self.rule.objects[1]) - len(labels))

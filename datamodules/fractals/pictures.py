@@ -48,6 +48,8 @@ class LayoutRule:
         objects: (least, most) objects.
         size_range: (least, most) side of an object as a share of the picture's.
         flips: turn and mirror objects.
+        reach: how far the centre of an object may lie from the picture's, as a share of its side; None puts it
+            anywhere.
         blur_p, blur_sigma: probability and width of a 3x3 Gaussian blur of the finished picture.
     """
 
@@ -55,12 +57,15 @@ class LayoutRule:
     objects: tuple[int, int] = (1, 5)
     size_range: tuple[float, float] = (0.15, 0.6)
     flips: bool = True
+    reach: float | None = None
     blur_p: float = 0.5
     blur_sigma: tuple[float, float] = (0.5, 1.0)
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ZooError(f"A picture has at least one pixel a side, not {self.size}.")
+        if self.reach is not None and not 0 <= self.reach <= 0.5:
+            raise ZooError(f"Objects lie up to half a picture from its middle, so reach is 0 to 0.5, not {self.reach}.")
         if not 0 <= self.objects[0] <= self.objects[1]:
             raise ZooError(f"objects is (least, most), not {tuple(self.objects)}.")
         if not 0 < self.size_range[0] <= self.size_range[1]:
@@ -86,8 +91,12 @@ class LayoutRule:
         flips = colours.draw_flips(rng) if self.flips else (False, False, False)
         colour = colours.draw_object_colour(rng)
         side = int(rng.uniform(*self.size_range) * self.size)
-        # The centre of an object stays inside the picture.
-        left, top = rng.integers(-(side // 2), self.size - side // 2, 2).tolist()
+        if self.reach is None:  # the centre of an object stays inside the picture
+            low, high = -(side // 2), self.size - side // 2
+        else:
+            middle, shift = (self.size - side) // 2, int(self.reach * self.size)
+            low, high = middle - shift, middle + shift + 1
+        left, top = rng.integers(low, high, 2).tolist()
         return Placed(index, flips, colour, side, left, top)
 
 
@@ -96,16 +105,20 @@ def compose(
     fractal: Callable[[int], np.ndarray],
     background: Callable[[int], np.ndarray],
     exact: bool = True,
+    color: bool = True,
 ) -> np.ndarray:
     """The picture of a layout, RGB bytes (size, size, 3).
 
     Args:
         fractal: (h, h) shares by index; background: (size, size, 3) bytes by index (it is copied).
+        color: False shades the objects grey instead, whatever colours the layout has.
     """
     canvas = background(layout.background).copy()
     for placed in layout.objects:
         shares = colours.flip(fractal(placed.index), *placed.flips)
-        if exact:
+        if not color:
+            image = colours.shaded_object(shares)
+        elif exact:
             image = colours.colour_object(shares, placed.colour)
         else:
             image = colours.paint(shares, placed.colour, np.zeros((*shares.shape, 3), np.uint8))
@@ -189,12 +202,15 @@ class Material:
     Attributes:
         size: side of a background; a fractal is `fractal_size` wide (half of it in multi-instance pictures).
         renderer, jitter: as in `SingleInstance`.
+        color: False is for pictures whose objects are shaded grey; background: False leaves black.
     """
 
     size: int
     fractal_size: int
     renderer: Renderer
     jitter: str = "none"
+    color: bool = True
+    background: bool = True
     redrawn: int = 0
 
     def __post_init__(self) -> None:
@@ -208,9 +224,14 @@ class Material:
             if points.finite:
                 image, lit = self.renderer.render(points, self.fractal_size, rng)
                 if lit or self.renderer.allow_empty_stamp:
-                    return image, colours.draw_background(self.size, rng, self.renderer.mode)
+                    return image, self._ground(rng)
             self.redrawn += 1
         raise _hopeless()
+
+    def _ground(self, rng: np.random.Generator) -> np.ndarray:
+        if not self.background:
+            return np.zeros((self.size, self.size, 3), np.uint8)
+        return colours.draw_background(self.size, rng, self.renderer.mode)
 
 
 def _hopeless() -> ZooError:

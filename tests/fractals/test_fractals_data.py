@@ -131,6 +131,20 @@ def test_moving_a_picture_is_torchvisions_affine():
     assert difference.mean() < 3  # OpenCV places samples on a grid of 1/32 pixel
 
 
+def test_grey_on_black_upright_and_in_the_middle():
+    plain = dict(color=False, background=False, flips=False, reach=0.0, size_range=(0.5, 0.5), blur_p=0.0)
+    data = make(objects=(1, 1), **plain)
+    pictures = torch.stack([data.train_data[(0, index)][0] for index in range(8)])
+    assert torch.equal(pictures[:, 0], pictures[:, 1])
+    assert torch.equal(pictures[:, 0], pictures[:, 2])
+    quarter = pictures.shape[-1] // 4
+    assert not pictures[..., :quarter].any()
+    assert not pictures[..., :quarter, :].any()
+    assert pictures[..., quarter:-quarter, quarter:-quarter].flatten(1).amax(dim=1).min() > 100
+    rule = data.train_data.rule
+    assert all(placed.flips == (False,) * 3 for placed in rule.draw(np.random.default_rng(0), 8).objects)
+
+
 def test_real_images_for_probes():
     train, held_out = make(probe_root="digits").labelled_dataloaders()
     images, _ = next(iter(held_out))
@@ -156,7 +170,8 @@ def test_real_images_for_probes():
         (dict(jitter="sdv"), "jitter is one of"),
         (dict(mode="slow"), "'fast' or 'exact'"),
         (dict(systems="nowhere.npz"), "no file of fractal systems"),
-        (dict(background=False), "left out of multi_class"),
+        (dict(task="views", background=False), "cannot be left out of views"),
+        (dict(task="multi_class", reach=0.1), "reach is for multi_instance"),
         (dict(size_range=(0.01, 0.5)), "smaller than a pixel"),
         (dict(blur_p=2.0), "probability"),
     ],

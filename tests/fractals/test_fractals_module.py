@@ -251,3 +251,16 @@ def test_a_rate_is_chosen_on_images_without_a_label():
         report._choose_rate(lambda seed: model, data, 8)
     with pytest.raises(ZooError, match="at least one entry"):
         TransferReport(lrs=[])
+
+
+def test_parts_that_start_anew():
+    model = FractalPretraining(**TINY).eval()
+    network = TransferReport(anew=["layer4"])._transferred(model, 3)
+    torch.manual_seed(3)
+    fresh = FractalPretraining(**TINY)
+    for key, value in network.state_dict().items():
+        source = fresh if key.startswith("backbone.layer4.") else model
+        assert torch.equal(value, source.state_dict()[key]), key
+    assert TransferReport()._transferred(model, 3) is model
+    with pytest.raises(ZooError, match="no part 'layer9'; it has conv1"):
+        TransferReport(anew=["layer9"])._transferred(model, 3)

@@ -161,6 +161,7 @@ def test_systems_that_blow_up_are_drawn_again_and_end_in_an_error():
         (lambda: LayoutRule(0), "at least one pixel"),
         (lambda: LayoutRule(4), "smaller than a pixel"),
         (lambda: LayoutRule(64, objects=(3, 2)), "least, most"),
+        (lambda: LayoutRule(64, reach=0.6), "reach is 0 to 0.5"),
         (lambda: SingleInstance(0, Renderer()), "at least one pixel"),
         (lambda: colours.diamond_square(3, 0.5, np.zeros(5)), "takes 81 random numbers"),
     ],

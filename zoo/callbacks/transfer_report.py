@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.callbacks.folder import run_folder
 from zoo.errors import ZooError
@@ -44,6 +44,8 @@ class TransferReport(Callback):
         lrs: rates to choose from.
         head_lr_factor: how many times as fast the classifier learns, on both sides.
         tuning_draws: draws of labels that the rate is chosen with.
+        anew: parts of the backbone, such as "layer4", that start anew on the pre-trained side as well: the last stage
+            knows the fractals' classes and little else. Probe and fine-tuning both get the network without them.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class TransferReport(Callback):
         lrs: Sequence[float] = (0.015, 0.05, 0.15),
         head_lr_factor: float = 1.0,
         tuning_draws: int = 2,
+        anew: Sequence[str] = (),
     ) -> None:
         if not per_class or not seeds or not lrs:
             raise ZooError("TransferReport needs at least one entry in per_class, in seeds and in lrs.")
@@ -62,6 +65,7 @@ class TransferReport(Callback):
             raise ZooError(f"A rate is chosen with one draw of labels or more, not {tuning_draws}.")
         self.per_class, self.seeds, self.lrs = list(per_class), list(seeds), list(lrs)
         self.steps, self.batch_size, self.head_lr_factor = steps, batch_size, head_lr_factor
+        self.anew = list(anew)
         first = max(self.seeds) + 1
         self.tuning_seeds = list(range(first, first + tuning_draws))
 
@@ -73,10 +77,10 @@ class TransferReport(Callback):
         pl_module.eval()
         train, test = (_collect(trainer, loader, pl_module.device) for loader in _loaders(trainer))
         sides: dict[str, Callable[[int], ZooModule]] = {
-            "pre-trained": lambda seed: pl_module,
+            "pre-trained": lambda seed: self._transferred(pl_module, seed),
             "from scratch": lambda seed: _untrained(pl_module, seed),
         }
-        own = [_own_task(trainer, make(self.seeds[0])) for make in sides.values()]
+        own = [_own_task(trainer, model) for model in (pl_module, _untrained(pl_module, self.seeds[0]))]
         rates = {side: {n: self._choose_rate(make, train, n) for n in self.per_class} for side, make in sides.items()}
         results: dict[str, dict[int, Cell]] = {
             side: {n: {"linear": [], "finetune": []} for n in self.per_class} for side in sides
@@ -103,6 +107,20 @@ class TransferReport(Callback):
         for row in first:
             Console().print(f"{row['name']}: {row['value']:.1%} (untrained {row['baseline']:.1%})", highlight=False)
         self._print(results, len(test[1]))
+
+    def _transferred(self, model: ZooModule, seed: int) -> ZooModule:
+        """The pre-trained network; what starts anew is what `seed` gives the side from scratch."""
+        if not self.anew:
+            return model
+        fresh = _untrained(model, seed)
+        for name in self.anew:
+            if not isinstance(getattr(model.backbone, name, None), nn.Module):
+                parts = ", ".join(part for part, _ in model.backbone.named_children())
+                raise ZooError(f"TransferReport's anew: the backbone has no part {name!r}; it has {parts}.")
+        begins = tuple(f"backbone.{name}." for name in self.anew)
+        kept = {key: value for key, value in model.state_dict().items() if not key.startswith(begins)}
+        fresh.load_state_dict(fresh.state_dict() | kept)
+        return fresh
 
     def _choose_rate(self, make: Callable[[int], ZooModule], train: Labelled, count: int) -> float:
         """The rate with the best mean accuracy on training images without a label, up to a few hundred of them."""
