@@ -192,13 +192,11 @@ def draw_move(rng: np.random.Generator, height: int, width: int) -> Move:
     return Move(np.column_stack([linear, offset]), (rng.random() < 0.5, rng.random() < 0.5))
 
 
-def move(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def move(image: np.ndarray, drawn: Move) -> np.ndarray:
     """A finished picture turned, shifted, shrunk and mirrored a little.
 
     What comes in from outside is black; bilinear, as the official code's RandomAffine with two random flips.
     """
-    height, width = image.shape[:2]
-    drawn = draw_move(rng, height, width)
-    moved = cv2.warpAffine(image, drawn.matrix, (width, height), flags=cv2.INTER_LINEAR)
+    moved = cv2.warpAffine(image, drawn.matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR)
     moved = moved[:, ::-1] if drawn.mirror[0] else moved
     return np.ascontiguousarray(moved[::-1] if drawn.mirror[1] else moved)

@@ -41,7 +41,7 @@ def object_rgb(shares: Tensor, hue_shift: Tensor, saturation: Tensor, value: Ten
     hues = torch.arange(256, device=shares.device).expand(len(shares), -1)
     palette = hsv_to_rgb(hues, saturation[:, None], value[:, None])
     hue = (shares.double() * 255 + hue_shift[:, None, None]).long() & 255
-    rgb = palette.gather(2, hue.view(len(shares), 1, -1).expand(-1, 3, -1)).view(-1, 3, *shares.shape[1:])
+    rgb = palette.gather(2, hue.flatten(1)[:, None].expand(-1, 3, -1)).view(-1, 3, *shares.shape[1:])
     return rgb * (shares > 0)[:, None]
 
 
@@ -80,9 +80,7 @@ def diamond_square(levels: int, amplitudes: Tensor, uniforms: Tensor) -> Tensor:
         finer[:, ::2, 1::2] = (
             0.25 * (rows[:, :-1] + field[:, :, :-1] + field[:, :, 1:] + rows[:, 1:]) + size * own[:, ::2, 1::2]
         )
-        finer[:, 1::2, ::2] = (
-            0.25 * (above + columns[:, :, :-1] + columns[:, :, 1:] + below) + size * own[:, 1::2, ::2]
-        )
+        finer[:, 1::2, ::2] = 0.25 * (above + columns[:, :, :-1] + columns[:, :, 1:] + below) + size * own[:, 1::2, ::2]
         field = finer
     return field
 
@@ -212,16 +210,17 @@ def resize(images: Tensor, sides: Tensor, most: int) -> Tensor:
     return (out + 2) >> 2
 
 
-def paste(canvas: Tensor, images: Tensor, pictures: Tensor, sides: Tensor, left: Tensor, top: Tensor) -> None:
+def paste(
+    canvas: Tensor, size: int, images: Tensor, pictures: Tensor, sides: Tensor, left: Tensor, top: Tensor
+) -> None:
     """Puts the pixels of `images` that are not black into the pictures of a canvas, in place, cut at its edges.
 
     Args:
-        canvas: (P, 3, S * S + 1) bytes; the last pixel takes what falls nowhere.
+        canvas: (P, 3, size * size + 1) bytes; the last pixel takes what falls nowhere.
         images: (N, 3, m, m) as `resize` gives them; pictures (N,) where each goes, no two to the same.
         sides, left, top: (N,) of each, in pixels.
     """
     pixels, most = canvas.shape[2], images.shape[3]
-    size = int((pixels - 1) ** 0.5 + 0.5)
     at = torch.arange(most, device=canvas.device)
     rows, columns = top[:, None] + at, left[:, None] + at
     fits_r, fits_c = ((x >= 0) & (x < size) & (at < sides[:, None]) for x in (rows, columns))

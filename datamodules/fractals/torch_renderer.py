@@ -12,6 +12,7 @@ Shape letters: N fractals, K maps (padded to the most), L chains, T steps of eac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,6 @@ from zoo.errors import ZooError
 BURN_IN = 128  # steps: with hundreds of chains a start that still shows would show hundreds of times
 CHAINS = 256
 BORDER = 1  # cells
-CHUNK = 64  # fractals that are rendered at a time: 100,000 points of each take about 200 MB
 MULTIPLIERS = 0x21F0AAAD, 0x735A2D97  # below 2**31: products of 32-bit numbers stay within an int64
 LOW = 0xFFFFFFFF
 
@@ -95,8 +95,8 @@ class TorchRenderer:
 
     def points(self, systems: Systems) -> Tensor:
         """(N, 2, P) float32 points of the attractors."""
-        if systems.maps.is_cuda:
-            from datamodules.fractals.triton_chaos import chaos_game  # Triton comes with PyTorch's CUDA builds
+        if systems.maps.is_cuda and find_spec("triton"):  # it comes with PyTorch's builds for Linux
+            from datamodules.fractals.triton_chaos import chaos_game
 
             out = chaos_game(systems, self.turns, self.chains)
         else:
@@ -135,16 +135,14 @@ class TorchRenderer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(N, size, size) shares of the fullest cell, whether all points are finite, and whether any cell is lit.
 
+        100,000 points of 64 fractals take up to 200 MB on the way.
+
         Args:
             stamps: (N, 9) of 0 and 1: cells around a point that it marks, too; None marks its own.
             shift, sides: (N, 2) of the region that is shown, as shares of the attractor's sides; None shows all of it.
         """
-        made = [self._render(*part) for part in _parts(systems, size, stamps, shift, sides)]
-        return tuple(torch.cat(one) for one in zip(*made, strict=True))  # type: ignore[return-value]
-
-    def _render(
-        self, systems: Systems, size: int, stamps: Tensor | None, shift: Tensor | None, sides: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        if size < 1:
+            raise ZooError(f"A picture has at least one pixel a side, not {size}.")
         points = self.points(systems)
         bounds = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
         region = bounds
@@ -156,18 +154,6 @@ class TorchRenderer:
         counts = stamp_grid(grid, stamps) if stamps is not None else grid[:, BORDER:-BORDER, BORDER:-BORDER]
         largest = counts.amax(dim=(1, 2))
         return counts / largest.clamp(min=1)[:, None, None], bounds.isfinite().all(dim=1), largest > 0
-
-
-def _parts(systems: Systems, size: int, *others: Tensor | None) -> list[tuple]:
-    """What `_render` takes, at most `CHUNK` fractals a time."""
-    if size < 1:
-        raise ZooError(f"A picture has at least one pixel a side, not {size}.")
-    columns = [None if other is None else other.split(CHUNK) for other in others]
-    whole = zip(*(part.split(CHUNK) for part in systems), strict=True)
-    return [
-        (Systems(*part), size, *(None if column is None else column[row] for column in columns))
-        for row, part in enumerate(whole)
-    ]
 
 
 def count_points(points: Tensor, size: int, region: Tensor) -> Tensor:

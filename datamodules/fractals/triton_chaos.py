@@ -64,5 +64,6 @@ def chaos_game(systems: Systems, turns: int, chains: int) -> Tensor:
     out = torch.empty(count, 2, turns, chains, dtype=torch.float32, device=systems.maps.device)
     parts = [part.contiguous() for part in systems]
     sizes = dict(MOST=most, TURNS=turns, BURN=BURN_IN, LANES=chains, WIDTH=BLOCK)
-    _play[(count, triton.cdiv(chains, BLOCK))](*parts, out, **sizes)
+    with torch.cuda.device_of(out):
+        _play[(count, triton.cdiv(chains, BLOCK))](*parts, out, **sizes)
     return out
