@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -175,7 +176,7 @@ class DevicePictures:
             images = tensors.resize(tensors.object_rgb(shares, *tint), sides, most)
             # A picture has at most one object of a layer; layers come one after the other.
             cuts = [start, *(int(end) for end in ends if start < end < part.stop), part.stop]
-            for a, b in zip(cuts, cuts[1:], strict=False):
+            for a, b in pairwise(cuts):
                 layer = slice(a - start, b - start)
                 target = batch["object_picture"][a:b]
                 tensors.paste(canvas, self.size, images[layer], target, sides[layer], left[layer], top[layer])

@@ -1,7 +1,7 @@
 """What pictures show, as small arrays: all draws of the CPU's path without its rendering, for `device_pictures`.
 
-The same generators in the same order, so picture k shows the same systems at the same places in the same colours whether
-the CPU or the device renders it; only the points of the chaos game are others.
+The same generators in the same order, so picture k shows the same systems at the same places in the same colours
+whether the CPU or the device renders it; only the points of the chaos game are others.
 """
 
 from __future__ import annotations

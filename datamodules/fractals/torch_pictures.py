@@ -1,7 +1,7 @@
 """Colours, backgrounds and composition on tensors: what `colour.py` does with one picture, for a batch of them.
 
-Bytes come out as OpenCV's do: its 8-bit hues, its fixed-point resizing and blurring (exactly), its conversion of colours
-(within a level). Pictures are (N, 3, S, S) here, not (S, S, 3).
+Bytes come out as OpenCV's do: its 8-bit hues, its fixed-point resizing and blurring (exactly), its conversion of
+colours (within a level). Pictures are (N, 3, S, S) here, not (S, S, 3).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from datamodules.fractals.rendering import kernels
 BLUR_ONE = 256  # weights of the blur are in units of 1/256
 _WEIGHT_BITS = 11  # of resizing
 _NIBBLES = 16
+_LANES = 32  # OpenCV cuts colours off, but rounds those of the last columns, which are too few for its vector unit
 _GRID = 32  # moved pictures are sampled on a grid of 1/32 pixel
 
 
@@ -26,21 +27,30 @@ _GRID = 32  # moved pictures are sampled on a grid of 1/32 pixel
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Bytes (N, ...) of each, as integers, to (N, 3, ...) bytes; hue 180 is hue 0 again, as in OpenCV."""
-    steps = 6 / 180
+    """Bytes (N, ..., W) of each, as integers, to (N, 3, ..., W) bytes; hue 180 is hue 0 again, as in OpenCV."""
+    rgb = _hsv_to_rgb(hue, saturation, value)
+    width = rgb.shape[-1]
+    rgb[..., width - width % _LANES :] += 0.5
+    return rgb.to(torch.uint8)
+
+
+def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """As `hsv_to_rgb`, float32 and not yet cut off."""
     channels = torch.tensor([5.0, 3.0, 1.0], device=hue.device).view(1, 3, *[1] * (hue.ndim - 1))
-    turn = torch.remainder(channels + (hue * steps).unsqueeze(1), 6)
+    turn = torch.remainder(channels + (hue * (6 / 180)).unsqueeze(1), 6)
     share = torch.minimum(turn, 4 - turn).clamp_(0, 1)
     value = (value * (1 / 255)).unsqueeze(1)
-    rgb = value - value * (saturation * (1 / 255)).unsqueeze(1) * share
-    return rgb.mul_(255).to(torch.uint8)  # cut off, not rounded
+    return (value - value * (saturation * (1 / 255)).unsqueeze(1) * share).mul_(255)
 
 
 def object_rgb(shares: Tensor, hue_shift: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """(N, h, h) shares to (N, 3, h, h) bytes; unlit cells are black. The shift (N,) is float64, the others bytes."""
+    """(N, h, w) shares to (N, 3, h, w) bytes; unlit cells are black. The shift (N,) is float64, the others bytes."""
     hues = torch.arange(256, device=shares.device).expand(len(shares), -1)
-    palette = hsv_to_rgb(hues, saturation[:, None], value[:, None])
+    cut = _hsv_to_rgb(hues, saturation[:, None], value[:, None])
+    palette = torch.cat([cut, cut + 0.5], dim=2).to(torch.uint8)  # of most columns, and of the last ones
     hue = (shares.double() * 255 + hue_shift[:, None, None]).long() & 255
+    width = shares.shape[2]
+    hue[:, :, width - width % _LANES :] += 256
     rgb = palette.gather(2, hue.flatten(1)[:, None].expand(-1, 3, -1)).view(-1, 3, *shares.shape[1:])
     return rgb * (shares > 0)[:, None]
 

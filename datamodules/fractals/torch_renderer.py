@@ -1,10 +1,10 @@
 """The chaos game on tensors: many fractals at once, on whatever device they are.
 
-Each fractal runs `CHAINS` chains beside each other. Random number t of chain l of a fractal is a hash of (its seed, t, l):
-nothing is drawn in turn, so a fractal is the same alone or among others, on any device up to rounding. One chain is
-recorded from its start at the fixed point of map 0, the others leave it by `BURN_IN` unrecorded steps, so what `Renderer`
-gives and what this gives have the same distribution. On a GPU a Triton kernel plays the game (`triton_chaos`): the loop
-below would be bound by starting kernels there.
+Each fractal runs `CHAINS` chains beside each other. Random number t of chain l of a fractal is a hash of its seed, t
+and l: nothing is drawn in turn, so a fractal is the same alone or among others, on any device up to rounding. One chain
+is recorded from its start at the fixed point of map 0, the others leave it by `BURN_IN` unrecorded steps, so what
+`Renderer` gives and what this gives have the same distribution. On a GPU a Triton kernel plays the game
+(`triton_chaos`): the loop below would spend its time there on starting kernels.
 
 Shape letters: N fractals, K maps (padded to the most), L chains, T steps of each chain, P points.
 """
@@ -163,7 +163,8 @@ def count_points(points: Tensor, size: int, region: Tensor) -> Tensor:
     shown, stretched to the square.
     """
     span = region[:, 2:] - region[:, :2]
-    scale = (size - 1) / torch.where(span > 0, span, 1.0)
+    # Not a number divided by a tensor, which is a reciprocal: it would put the farthest point one cell short.
+    scale = torch.full_like(span, size - 1) / torch.where(span > 0, span, 1.0)
     cells = (points - region[:, :2, None]).mul_(scale[..., None])
     inside = ((cells > -2) & (cells < size + 1)).all(dim=1)
     # What is nowhere, NaN as well, gets one cell of its own for all.
