@@ -36,7 +36,6 @@ from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance, 
 from datamodules.fractals.rendering import Renderer, chaos_game, count_points, draw_choices, fast_chaos_game
 from datamodules.fractals.systems import SeededSystems
 from datamodules.fractals.torch_renderer import Systems, TorchRenderer, pack_systems
-from datamodules.fractals.torch_renderer import count_points as count_tensors
 
 SIZE, STEPS, SYSTEMS = 224, 100_000, 64
 ROWS = ("chaos game", "background", "single instance", "multi-instance, new system each", "multi-instance, cache only",
@@ -325,22 +324,22 @@ def _same_on(device: str, count: int) -> str:
     """Counts and lit cells of the device's fractals beside the exact renderer's, as `same` compares the fast one."""
     from scipy.stats import trim_mean
 
-    systems, side = SeededSystems(count, seed=1), 112
+    systems, side, renderer = SeededSystems(count, seed=1), 112, TorchRenderer(STEPS)
     apart, between, lit = [], [], []
     for index in range(count):
         system = systems(index)
         runs = [chaos_game(system, draw_choices(system, STEPS, np.random.default_rng([index, k]))) for k in range(2)]
         packed = Systems(*(torch.from_numpy(part).to(device) for part in pack_systems([system], [index])))
-        points = TorchRenderer(STEPS).points(packed).cpu()
-        own = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
-        box = torch.tensor(runs[0].bounds, dtype=torch.float32)[None]
-        grids = [count_points(run, side, runs[0].bounds)[1:-1, 1:-1] for run in runs]
-        grids.append(count_tensors(points, side, box)[0, 1:-1, 1:-1].numpy())
+        box = torch.tensor(runs[0].bounds, dtype=torch.float32, device=device)[None]
+        in_box, own = (
+            renderer.counts(packed, side, show)[0][0, 1:-1, 1:-1].cpu() for show in (lambda _, b=box: b, None)
+        )
+        grids = [count_points(run, side, runs[0].bounds)[1:-1, 1:-1] for run in runs] + [in_box.numpy()]
         shares = [grid / grid.sum() for grid in grids]
         between.append(np.abs(shares[0] - shares[1]).sum() / 2)
         apart.append(np.abs(shares[0] - shares[2]).sum() / 2)
-        exact, device_lit = count_points(runs[0], side)[1:-1, 1:-1], count_tensors(points, side, own)[0, 1:-1, 1:-1]
-        lit.append(float((device_lit > 0).sum() / (exact > 0).sum()))
+        exact = count_points(runs[0], side)[1:-1, 1:-1]
+        lit.append(float((own > 0).sum() / (exact > 0).sum()))
     ratio = float(np.exp(trim_mean(np.log(lit), 0.05)))
     return (
         f"{count} systems beside the exact renderer: total variation {np.mean(apart):.4f} (two exact runs "

@@ -26,6 +26,7 @@ from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance
 from datamodules.fractals.rendered import RenderedFractals, open_rendered
 from datamodules.fractals.rendering import Mode, Renderer, say_if_compiling
 from datamodules.fractals.systems import SeededSystems, jitter_system
+from datamodules.fractals.torch_pictures import LAYERS
 from datamodules.images import open_images
 from datamodules.transforms import ResizeCenterCrop
 from zoo.errors import ZooError
@@ -130,6 +131,10 @@ class FractalsDataModule(ZooDataModule):
             raise ZooError("The official order of operations is the CPU's: mode exact needs renderer cpu.")
         if renderer == "device" and root is not None:
             raise ZooError("Pictures of data.root are rendered already: renderer device has no use for it.")
+        if renderer == "device" and objects[1] > LAYERS:
+            raise ZooError(
+                f"The device puts up to {LAYERS} objects into a picture, not {objects[1]}: use renderer cpu."
+            )
         for name, value in (("per_class", per_class), ("val_images", val_images)):
             if value < 1:
                 raise ZooError(f"{name} is at least 1, not {value}.")

@@ -1,17 +1,16 @@
 """Fractal pictures made on the training device, a batch at a time, from the draws that loaders send (`draws`).
 
-Floor: a fractal of 100,000 points takes 0.8 MB of points, written once and read twice, and as many additions to its
-cells; half a fractal comes with a picture (period 2). A batch of 64 at 224 pixels is then 26 MB of points, 3.2 million
-additions, 64 random fields of 66,049 cells and some 190 objects of up to 134 pixels a side. Everything else is small:
-one start of a kernel for a whole batch, a few hundred in all, and nothing on the host waits for the device but one
-question at the end, whether each new fractal came out.
+Floor: half a fractal comes with a picture (period 2), of 100,000 points, each an atomic addition to its cell: 3.2
+million for a batch of 64. At 224 pixels a picture has a random field of 66,049 cells, on average three objects of up to
+134 pixels a side, and 150,528 bytes in the end; on tensors that makes some 3 GB written for the batch, and about as
+many read. That is 500 kernels for a whole batch, whatever its size, and nothing on the host waits for the device but
+one question at the end, whether each new fractal came out.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from datamodules.fractals.colour import num_levels
 from datamodules.fractals.datasets import SingleInstanceFractals
 from datamodules.fractals.draws import ENTRY_ARRAYS, Batch, DrawnPictures
 from datamodules.fractals.pictures import TRIES, SingleInstance, hopeless
-from datamodules.fractals.torch_renderer import Systems, TorchRenderer
+from datamodules.fractals.torch_renderer import Systems, TorchRenderer, moved_region
 
 Pair = tuple[int, int]  # stream, number of a fractal in it
 CHUNK = 64  # fractals or pictures that are worked on at a time
@@ -104,7 +103,9 @@ class DevicePictures:
     def _single(self, new: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         assert isinstance(self.maker, SingleInstance)
         systems = Systems(*(new[name] for name in Systems._fields))
-        shares, finite, lit = self.renderer.render(systems, self.side, new["stamps"], new["shift"], new["sides"])
+        shares, finite, lit = self.renderer.render(
+            systems, self.side, new["stamps"], lambda box: moved_region(box, new["shift"], new["sides"])
+        )
         shares = tensors.flip(shares, new["flips"]) if self.maker.flips else shares
         bright = shares[:, None] > 0
         if self.maker.color:
@@ -152,34 +153,28 @@ class DevicePictures:
         return pictures
 
     def _compose(self, batch: Batch, device: torch.device) -> Tensor:
-        host, size = batch["host"], self.size
+        host = batch["host"]
         behind = self.ring.take(host.backgrounds)
         fields = {name: behind(name) for name in ("amplitudes", "nibbles", "scales", "shifts")}
-        canvas = torch.empty(len(host.backgrounds), 3, size * size + 1, dtype=torch.uint8, device=device)
-        for start in range(0, len(canvas), CHUNK):
-            part = {name: values[start : start + CHUNK] for name, values in fields.items()}
-            canvas[start : start + CHUNK, :, :-1] = self._backgrounds(part).flatten(2)
+        parts = [{name: values[start : start + CHUNK] for name, values in fields.items()}
+                 for start in range(0, len(host.backgrounds), CHUNK)]  # fmt: skip
+        canvas = torch.cat([tensors.pack_rgb(self._backgrounds(part)) for part in parts])
         self._paste(batch, canvas)
-        pictures = canvas[:, :, :-1].unflatten(2, (size, size))
-        return _chunks(tensors.blur, pictures, batch["picture_blur"])
+        return _chunks(
+            lambda some, weights: tensors.blur(tensors.unpack_rgb(some), weights), canvas, batch["picture_blur"]
+        )
 
     def _paste(self, batch: Batch, canvas: Tensor) -> None:
-        host = batch["host"]
+        shown = batch["host"].shown
         most = int(self.drawn.source.rule.size_range[1] * self.size)  # type: ignore[union-attr]
-        ends = np.cumsum(host.layers)
         many = max(1, _PIXELS // (3 * max(most, self.side) ** 2))
-        for start in range(0, len(host.shown), many):
-            part = slice(start, min(start + many, len(host.shown)))
-            shares = tensors.flip(self.ring.take(host.shown[part])("shares"), batch["object_flips"][part])
+        for start in range(0, len(shown), many):
+            part = slice(start, start + many)
+            shares = tensors.flip(self.ring.take(shown[part])("shares"), batch["object_flips"][part])
             tint = (batch[f"object_{name}"][part] for name in ("hue_shift", "saturation", "value"))
-            sides, left, top = batch["object_box"][part].unbind(1)
-            images = tensors.resize(tensors.object_rgb(shares, *tint), sides, most)
-            # A picture has at most one object of a layer; layers come one after the other.
-            cuts = [start, *(int(end) for end in ends if start < end < part.stop), part.stop]
-            for a, b in pairwise(cuts):
-                layer = slice(a - start, b - start)
-                target = batch["object_picture"][a:b]
-                tensors.paste(canvas, self.size, images[layer], target, sides[layer], left[layer], top[layer])
+            picture, layer, side, left, top = batch["object_place"][part].unbind(1)
+            images = tensors.resize(tensors.object_rgb(shares, *tint), side, most)
+            tensors.paste(canvas, images, picture, layer, side, left, top)
 
 
 class _Made(NamedTuple):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from datamodules.fractals import colour as colours
 from datamodules.fractals.datasets import FractalViews, Key, MultiInstanceFractals, SingleInstanceFractals
-from datamodules.fractals.pictures import Layout, Material, Placed, SingleInstance
+from datamodules.fractals.pictures import Material, SingleInstance
 from datamodules.fractals.rendering import ONE_CELL, draw_stamp
 from datamodules.fractals.systems import jitter_system
 from datamodules.fractals.torch_pictures import amplitudes_of, blur_weights, inverse_moves, nibbles_of
@@ -109,10 +109,8 @@ class Host(NamedTuple):
     fresh: np.ndarray
     """Whose draws come with the batch."""
     shown: np.ndarray
-    """Of every object, layer by layer; or what every picture shows."""
+    """Of every object; or what every picture shows."""
     backgrounds: np.ndarray
-    layers: np.ndarray
-    """How many objects lie lowest, how many on these, and so on: a layer has at most one of each picture."""
     moved: np.ndarray
     """Pictures that are moved ones."""
 
@@ -182,38 +180,28 @@ class DrawnPictures(Dataset):
         batch["mirror"] = torch.from_numpy(_array([drawn.mirror for _, drawn in moved], bool, 2))
         shown = _array([(sample.stream, sample.what[0]) for sample in samples], np.int64, 2)
         none = np.empty((0, 2), np.int64)
-        return Host(self.source.plan.split, fresh, shown, none, none[:, 0], _array([row for row, _ in moved], np.int64))
+        return Host(self.source.plan.split, fresh, shown, none, _array([row for row, _ in moved], np.int64))
 
     def _collate_layouts(self, samples: Sequence[_Sample], fresh: np.ndarray, batch: Batch) -> Host:
         # Of views all first ones come first.
         pictures = [(sample, layout) for view in zip(*(s.what for s in samples), strict=True)
                     for sample, layout in zip(samples, view, strict=True)]  # fmt: skip
-        layers = _layers([layout for _, layout in pictures])
-        placed = [one for layer in layers for one in layer]
-        objects = [thing for _, thing in placed]
+        placed = [(at, layer, thing) for at, (_, layout) in enumerate(pictures)
+                  for layer, thing in enumerate(layout.objects)]  # fmt: skip
+        objects = [thing for _, _, thing in placed]
+        boxes = [(at, layer, thing.side, thing.left, thing.top) for at, layer, thing in placed]
         batch |= {
-            "object_picture": torch.from_numpy(_array([picture for picture, _ in placed], np.int64)),
+            "object_place": torch.from_numpy(_array(boxes, np.int64, 5)),
             "object_flips": torch.from_numpy(_array([thing.flips for thing in objects], bool, 3)),
             "object_hue_shift": torch.from_numpy(_array([thing.colour.hue_shift for thing in objects], np.float64)),
             "object_saturation": torch.from_numpy(_array([thing.colour.saturation for thing in objects], np.int64)),
             "object_value": torch.from_numpy(_array([thing.colour.value for thing in objects], np.int64)),
-            "object_box": torch.from_numpy(_array([(o.side, o.left, o.top) for o in objects], np.int64, 3)),
             "picture_blur": torch.from_numpy(blur_weights([layout.blur for _, layout in pictures])),
         }
-        shown = [(pictures[at][0].stream, pictures[at][0].newest - thing.index) for at, thing in placed]
+        shown = [(pictures[at][0].stream, pictures[at][0].newest - thing.index) for at, _, thing in placed]
         behind = [(sample.stream, sample.newest - layout.background) for sample, layout in pictures]
-        sizes = _array([len(layer) for layer in layers], np.int64)
-        none = np.empty(0, np.int64)
-        split = self.source.plan.split
-        return Host(split, fresh, _array(shown, np.int64, 2), _array(behind, np.int64, 2), sizes, none)
-
-
-def _layers(layouts: Sequence[Layout]) -> list[list[tuple[int, Placed]]]:
-    """The first object of each picture, then the second of each that has one, and so on."""
-    most = max((len(layout.objects) for layout in layouts), default=0)
-    return [
-        [(at, layout.objects[k]) for at, layout in enumerate(layouts) if len(layout.objects) > k] for k in range(most)
-    ]
+        split, none = self.source.plan.split, np.empty(0, np.int64)
+        return Host(split, fresh, _array(shown, np.int64, 2), _array(behind, np.int64, 2), none)
 
 
 def _array(values: list, dtype: Any, *shape: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from datamodules.fractals.colour import num_uniforms
 from datamodules.fractals.rendering import kernels
 
 BLUR_ONE = 256  # weights of the blur are in units of 1/256
+LAYERS = 126  # objects of a picture: their number shares 31 bits with a colour
 _WEIGHT_BITS = 11  # of resizing
 _NIBBLES = 16
 _LANES = 32  # OpenCV cuts colours off, but rounds those of the last columns, which are too few for its vector unit
@@ -220,26 +221,39 @@ def resize(images: Tensor, sides: Tensor, most: int) -> Tensor:
     return (out + 2) >> 2
 
 
+def pack_rgb(images: Tensor) -> Tensor:
+    """(N, 3, ...) bytes to one int32 a pixel, (N, ...)."""
+    red, green, blue = images.int().unbind(1)
+    return red << 16 | green << 8 | blue
+
+
+def unpack_rgb(pixels: Tensor) -> Tensor:
+    return torch.stack([pixels >> shift & 255 for shift in (16, 8, 0)], dim=1).to(torch.uint8)
+
+
 def paste(
-    canvas: Tensor, size: int, images: Tensor, pictures: Tensor, sides: Tensor, left: Tensor, top: Tensor
+    canvas: Tensor, images: Tensor, pictures: Tensor, layers: Tensor, sides: Tensor, left: Tensor, top: Tensor
 ) -> None:
     """Puts the pixels of `images` that are not black into the pictures of a canvas, in place, cut at its edges.
 
     Args:
-        canvas: (P, 3, size * size + 1) bytes; the last pixel takes what falls nowhere.
-        images: (N, 3, m, m) as `resize` gives them; pictures (N,) where each goes, no two to the same.
+        canvas: (P, S, S) int32 of `pack_rgb`; what lies uppermost at a pixel is known by its upper bits.
+        images: (N, 3, m, m) as `resize` gives them.
+        pictures, layers: (N,) where each goes, and over how many others, at most `LAYERS`.
         sides, left, top: (N,) of each, in pixels.
     """
-    pixels, most = canvas.shape[2], images.shape[3]
+    size, most = canvas.shape[1], images.shape[3]
     at = torch.arange(most, device=canvas.device)
     rows, columns = top[:, None] + at, left[:, None] + at
     fits_r, fits_c = ((x >= 0) & (x < size) & (at < sides[:, None]) for x in (rows, columns))
-    shown = (images != 0).any(dim=1) & fits_r[:, :, None] & fits_c[:, None]
-    pixel = torch.where(shown, rows[:, :, None] * size + columns[:, None], pixels - 1)
-    channel = torch.arange(3, device=canvas.device)
-    start = (pictures[:, None] * 3 + channel) * pixels
-    target = start[:, :, None, None] + pixel[:, None]
-    canvas.view(-1).scatter_(0, target.view(-1), images.to(torch.uint8).reshape(-1))
+    pixels = pack_rgb(images)
+    shown = (pixels != 0) & fits_r[:, :, None] & fits_c[:, None]
+    pixels = torch.where(shown, pixels | (layers.int() + 1 << 24)[:, None, None], 0)
+    # What is not shown loses wherever it goes: somewhere near, where it stands in nobody's way.
+    rows, columns = rows.clamp(0, size - 1), columns.clamp(0, size - 1)
+    place = ((pictures[:, None] * size + rows)[:, :, None] * size + columns[:, None]).view(-1)
+    # The largest of integers is the same in any order.
+    canvas.view(-1).scatter_reduce_(0, place, pixels.view(-1), "amax")
 
 
 def blur_weights(sigmas: Sequence[float | None]) -> np.ndarray:

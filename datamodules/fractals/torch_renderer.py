@@ -3,7 +3,7 @@
 Each fractal runs `CHAINS` chains beside each other. Random number t of chain l of a fractal is a hash of its seed, t
 and l: nothing is drawn in turn, so a fractal is the same alone or among others, on any device up to rounding. One chain
 is recorded from its start at the fixed point of map 0, the others leave it by `BURN_IN` unrecorded steps, so what
-`Renderer` gives and what this gives have the same distribution. On a GPU a Triton kernel plays the game
+`Renderer` gives and what this gives have the same distribution. On a GPU Triton kernels play the game and count
 (`triton_chaos`): the loop below would spend its time there on starting kernels.
 
 Shape letters: N fractals, K maps (padded to the most), L chains, T steps of each chain, P points.
@@ -11,7 +11,7 @@ Shape letters: N fractals, K maps (padded to the most), L chains, T steps of eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from zoo.errors import ZooError
 BURN_IN = 128  # steps: with hundreds of chains a start that still shows would show hundreds of times
 CHAINS = 256
 BORDER = 1  # cells
+Region = Callable[[Tensor], Tensor]
 MULTIPLIERS = 0x21F0AAAD, 0x735A2D97  # below 2**31: products of 32-bit numbers stay within an int64
 LOW = 0xFFFFFFFF
 
@@ -95,13 +96,7 @@ class TorchRenderer:
 
     def points(self, systems: Systems) -> Tensor:
         """(N, 2, P) float32 points of the attractors."""
-        if systems.maps.is_cuda and find_spec("triton"):  # it comes with PyTorch's builds for Linux
-            from datamodules.fractals.triton_chaos import chaos_game
-
-            out = chaos_game(systems, self.turns, self.chains)
-        else:
-            out = self._game(systems)
-        return out.flatten(2)[:, :, : self.steps]
+        return self._game(systems).flatten(2)[:, :, : self.steps]
 
     def _game(self, systems: Systems) -> Tensor:
         """(N, 2, T, L) points, step by step."""
@@ -125,35 +120,49 @@ class TorchRenderer:
                 out[turn - BURN_IN, 0], out[turn - BURN_IN, 1] = x, y
         return out.view(self.turns, 2, count, lanes).permute(2, 1, 0, 3).contiguous()
 
-    def render(
-        self,
-        systems: Systems,
-        size: int,
-        stamps: Tensor | None = None,
-        shift: Tensor | None = None,
-        sides: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, size, size) shares of the fullest cell, whether all points are finite, and whether any cell is lit.
+    def counts(self, systems: Systems, size: int, show: Region | None = None) -> tuple[Tensor, Tensor]:
+        """(N, size + 2, size + 2) points a cell with a border of one cell, int32, and whether all points are finite.
 
-        100,000 points of 64 fractals take up to 200 MB on the way.
-
-        Args:
-            stamps: (N, 9) of 0 and 1: cells around a point that it marks, too; None marks its own.
-            shift, sides: (N, 2) of the region that is shown, as shares of the attractor's sides; None shows all of it.
+        `show` gives the region (N, 4) [x0, y0, x1, y1] that is shown of the attractors' boxes (N, 4); None shows all.
         """
         if size < 1:
             raise ZooError(f"A picture has at least one pixel a side, not {size}.")
+        show = show or (lambda box: box)
+        if systems.maps.is_cuda and find_spec("triton"):  # it comes with PyTorch's builds for Linux
+            from datamodules.fractals import triton_chaos
+
+            game = self.steps, self.turns, self.chains
+            box, finite = triton_chaos.bounds(systems, *game)
+            return triton_chaos.count(systems, *_cells(show(box), size), size, *game), finite
         points = self.points(systems)
-        bounds = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
-        region = bounds
-        if shift is not None and sides is not None:
-            extent, centre = bounds[:, 2:] - bounds[:, :2], (bounds[:, 2:] + bounds[:, :2]) / 2
-            centre, half = centre + extent * shift, extent * sides / 2
-            region = torch.cat([centre - half, centre + half], dim=1)
-        grid = count_points(points, size, region)
+        box = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
+        return count_points(points, size, show(box)), box.isfinite().all(dim=1)
+
+    def render(
+        self, systems: Systems, size: int, stamps: Tensor | None = None, show: Region | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, size, size) shares of the fullest cell, whether all points are finite, and whether any cell is lit.
+
+        `stamps` (N, 9) of 0 and 1: cells around a point that it marks, too; None marks its own. `show` as in `counts`.
+        """
+        grid, finite = self.counts(systems, size, show)
         counts = stamp_grid(grid, stamps) if stamps is not None else grid[:, BORDER:-BORDER, BORDER:-BORDER]
         largest = counts.amax(dim=(1, 2))
-        return counts / largest.clamp(min=1)[:, None, None], bounds.isfinite().all(dim=1), largest > 0
+        return counts / largest.clamp(min=1)[:, None, None], finite, largest > 0
+
+
+def moved_region(box: Tensor, shift: Tensor, sides: Tensor) -> Tensor:
+    """(N, 4) region whose centre lies `shift` (N, 2) off that of a box, `sides` (N, 2) as wide; in sides of the box."""
+    extent, centre = box[:, 2:] - box[:, :2], (box[:, 2:] + box[:, :2]) / 2
+    centre, half = centre + extent * shift, extent * sides / 2
+    return torch.cat([centre - half, centre + half], dim=1)
+
+
+def _cells(region: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """(N, 2) where a region begins and how many cells a unit has."""
+    span = region[:, 2:] - region[:, :2]
+    # Not a number divided by a tensor, which is a reciprocal: it would put the farthest point one cell short.
+    return region[:, :2], torch.full_like(span, size - 1) / torch.where(span > 0, span, 1.0)
 
 
 def count_points(points: Tensor, size: int, region: Tensor) -> Tensor:
@@ -162,10 +171,8 @@ def count_points(points: Tensor, size: int, region: Tensor) -> Tensor:
     Rows follow x, columns y, truncated toward zero as in the official code. `region` (N, 4) [x0, y0, x1, y1] is what is
     shown, stretched to the square.
     """
-    span = region[:, 2:] - region[:, :2]
-    # Not a number divided by a tensor, which is a reciprocal: it would put the farthest point one cell short.
-    scale = torch.full_like(span, size - 1) / torch.where(span > 0, span, 1.0)
-    cells = (points - region[:, :2, None]).mul_(scale[..., None])
+    corners, scales = _cells(region, size)
+    cells = (points - corners[..., None]).mul_(scales[..., None])
     inside = ((cells > -2) & (cells < size + 1)).all(dim=1)
     # What is nowhere, NaN as well, gets one cell of its own for all.
     cells = torch.where(inside[:, None], cells, 0.0).int().add_(BORDER)

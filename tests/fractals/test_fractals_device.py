@@ -98,15 +98,27 @@ def test_a_fractal_is_the_same_alone_and_among_others():
 
 INTERPRETED = """
 import torch
-from datamodules.fractals import triton_chaos
+from datamodules.fractals import torch_renderer, triton_chaos
 from datamodules.fractals.systems import SeededSystems
-from datamodules.fractals.torch_renderer import Systems, TorchRenderer, pack_systems
+from datamodules.fractals.torch_renderer import Systems, TorchRenderer, _cells, count_points, moved_region, pack_systems
+triton_chaos.BURN_IN = torch_renderer.BURN_IN = 3  # the interpreter takes its time
 drawn = SeededSystems(9, seed=1)
-packed = pack_systems([drawn(k) for k in range(3)], [5, 2**40 + 3, 2**62 + 7])
+packed = pack_systems([drawn(k) for k in range(2)], [5, 2**62 + 7])
 systems = Systems(*(torch.from_numpy(part) for part in packed))
-renderer = TorchRenderer(900, 150)  # not a multiple of what one program plays
-expected, found = renderer._game(systems), triton_chaos.chaos_game(systems, renderer.turns, renderer.chains)
-torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+renderer = TorchRenderer(430, 150)  # a multiple neither of the chains nor of what one program plays
+points = renderer.points(systems)
+expected = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
+game = renderer.steps, renderer.turns, renderer.chains
+found, finite = triton_chaos.bounds(systems, *game)
+torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+assert finite.all()
+shift, sides = torch.tensor([[0, 0], [0.2, -0.1]]), torch.tensor([[1, 1], [0.4, 1.7]])
+region = moved_region(expected, shift, sides)
+counts = triton_chaos.count(systems, *_cells(region, 30), 30, *game)
+assert torch.equal(counts, count_points(points, 30, region))
+assert counts[0].sum() == 430
+wild = systems._replace(maps=systems.maps * 1e15)
+assert not triton_chaos.bounds(wild, *game)[1].any()
 """
 
 
@@ -126,12 +138,18 @@ def test_the_triton_kernel_compiles_for_a_gpu(tmp_path, monkeypatch):
     from datamodules.fractals import triton_chaos
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = dict(maps="*fp32", thresholds="*i64", starts="*fp32", seeds="*i64", out="*fp32")
-    sizes = dict(MOST=4, TURNS=391, BURN=128, LANES=256, WIDTH=triton_chaos.BLOCK)
-    source = ASTSource(triton_chaos._play, types | dict.fromkeys(sizes, "constexpr"), sizes)
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    assert "st.global" in kernel.asm["ptx"]
-    assert kernel.metadata.shared == 0
+    arrays = dict(maps="*fp32", thresholds="*i64", starts="*fp32", seeds="*i64")
+    sizes = dict(MOST=4, TURNS=391, BURN=128, LANES=256, STEPS=100_000, WIDTH=triton_chaos.BLOCK)
+    for kernel, more in (
+        (triton_chaos._bounds, dict(out="*fp32")),
+        (triton_chaos._count, dict(corners="*fp32", scales="*fp32", grid="*i32", size="i32", EDGE="constexpr")),
+    ):
+        values = sizes | ({"EDGE": 1} if "EDGE" in more else {})
+        source = ASTSource(kernel, arrays | more | dict.fromkeys(sizes, "constexpr"), values)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert compiled.asm["cubin"]
+        adds = any(word in compiled.asm["ptx"] for word in ("red.global", "atom.global", "red.relaxed", "atom.relaxed"))
+        assert adds == ("grid" in more)
 
 
 def _environment() -> dict[str, str]:
@@ -189,20 +207,18 @@ class OnTheCPU:
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def render(self, systems: Systems, size: int, stamps: Any, shift: Any = None, sides: Any = None) -> Any:
-        made = []
+    def render(self, systems: Systems, size: int, stamps: Any, show: Any = None) -> Any:
+        games = []
         for row in range(len(systems.maps)):
             maps, seed = systems.maps[row].numpy(), systems.seeds[row].item()
             xy = np.empty((2, self.steps), np.float32)
             thresholds = systems.thresholds[row].numpy().astype(np.uint64)
             kernels.fast_follow(maps, thresholds, *systems.starts[row].numpy(), np.uint64(seed), xy)
-            points = Points(xy, np.concatenate([xy.min(axis=1), xy.max(axis=1)]).astype(np.float64))
-            region, extent = points.bounds, points.bounds[2:] - points.bounds[:2]
-            if shift is not None:
-                centre = (region[2:] + region[:2]) / 2 + extent * shift[row].double().numpy()
-                half = extent * sides[row].double().numpy() / 2
-                region = np.concatenate([centre - half, centre + half])
-            made.append(render_one(points, size, region, STAMP_CELLS[stamps[row].numpy().astype(bool)]))
+            games.append(Points(xy, np.concatenate([xy.min(axis=1), xy.max(axis=1)]).astype(np.float64)))
+        box = torch.from_numpy(np.stack([points.bounds for points in games]))
+        regions = (show(box) if show else box).numpy()
+        cells = [STAMP_CELLS[stamp.numpy().astype(bool)] for stamp in stamps]
+        made = [render_one(p, size, region, stamp) for p, region, stamp in zip(games, regions, cells, strict=True)]
         shares, lit = zip(*made, strict=True)
         return torch.from_numpy(np.stack(shares)), torch.ones(len(lit), dtype=torch.bool), torch.tensor(lit) > 0
 
@@ -237,7 +253,7 @@ def test_from_the_same_fractals_come_the_cpus_pictures(task, changes):
                 levels = ((a - b) * scale).abs().round()
                 # A byte of hue, where rounding differs, is up to nine levels of a channel.
                 assert levels.max() <= 12
-                assert (levels > 2).float().mean() < 0.004
+                assert (levels > 3).float().mean() < 0.006
                 assert levels.mean() < 0.4
 
 
@@ -326,12 +342,12 @@ def test_blank_pictures_are_drawn_again_as_on_the_cpu():
     found = {}
     for renderer in ("cpu", "device"):
         data = make("multi_class", renderer, period=1, per_class=20, background=False, blur_p=0.0)
-        data.train_data.picture.scale = (0.01, 0.05)
+        data.train_data.picture.scale = (0.05, 0.2)
         shown = torch.cat([batch[0] for batch in batches(data)])
         assert (shown.amax(dim=(1, 2, 3)) > 0).all()
         found[renderer] = data.num_redrawn
-    assert found["cpu"] > 20
-    assert abs(found["device"] - found["cpu"]) < 0.3 * found["cpu"]
+    assert found["cpu"] >= 10
+    assert abs(found["device"] - found["cpu"]) <= 0.5 * found["cpu"]
 
 
 def test_systems_that_blow_up_end_in_an_error():
@@ -380,6 +396,7 @@ def test_fast_points_and_tensors_share_their_start():
         (dict(mode="exact"), "mode exact needs renderer cpu"),
         (dict(root="somewhere"), "rendered already"),
         (dict(points=0), "at least 8 points"),
+        (dict(objects=(1, 127)), "up to 126 objects"),
     ],
 )
 def test_wrong_arguments(changes, message):

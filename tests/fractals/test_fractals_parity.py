@@ -257,9 +257,9 @@ def test_tensor_pasting(golden_dir):
         size, zero = max(height, width), torch.tensor([0])
         square = (0, size - width, 0, size - height)  # black is not pasted
         fg, bg = (torch.nn.functional.pad(case[key].permute(2, 0, 1)[None], square) for key in ("fg", "bg"))
-        canvas = torch.cat([bg.flatten(2), torch.zeros(1, 3, 1, dtype=torch.uint8)], dim=2)
-        tensors.paste(canvas, size, fg.int(), zero, torch.tensor([size]), zero, zero)
-        found = canvas[0, :, :-1].view(3, size, size)[:, :height, :width].permute(1, 2, 0)
+        canvas = tensors.pack_rgb(bg)
+        tensors.paste(canvas, fg.int(), zero, zero, torch.tensor([size]), zero, zero)
+        found = tensors.unpack_rgb(canvas)[0, :, :height, :width].permute(1, 2, 0)
         np.testing.assert_array_equal(found, case["out"].numpy())
 
 
@@ -269,19 +269,17 @@ def test_tensor_multi_instance_pictures(golden_dir):
         for k in numbered(case, "img_"):
             log, draws = json.loads(case[f"rng_log_json_{k}"]), case[f"colour_draws_{k}"].tolist()
             background, objects, sigma = recorded_layout(log, draws)
-            behind = case["bg_cache"][background].permute(2, 0, 1).flatten(1)[None]
-            canvas = torch.cat([behind, torch.zeros(1, 3, 1, dtype=torch.uint8)], dim=2)
-            for index, flips, colour, share, x, y in objects:
-                side, left, top = (torch.tensor([value]) for value in (int(share * size), x, y))
+            canvas = tensors.pack_rgb(case["bg_cache"][background].permute(2, 0, 1)[None])
+            for over, (index, flips, colour, share, x, y) in enumerate(objects):
+                layer, side, left, top = (torch.tensor([value]) for value in (over, int(share * size), x, y))
                 shares = tensors.flip(case["fg_cache"][index][None], torch.tensor([flips]))
                 tint = (
                     torch.tensor([colour.hue_shift], dtype=torch.float64),
                     *(torch.tensor([value]) for value in (colour.saturation, colour.value)),
                 )
                 images = tensors.resize(tensors.object_rgb(shares, *tint), side, int(0.6 * size))
-                tensors.paste(canvas, size, images, torch.tensor([0]), side, left, top)
-            picture = canvas[:, :, :-1].view(1, 3, size, size)
-            picture = tensors.blur(picture, torch.from_numpy(tensors.blur_weights([sigma])))
+                tensors.paste(canvas, images, torch.tensor([0]), layer, side, left, top)
+            picture = tensors.blur(tensors.unpack_rgb(canvas), torch.from_numpy(tensors.blur_weights([sigma])))
             within_a_level(picture, case[f"img_{k}"].numpy()[None], f"{name}: picture {k}")
 
 
