@@ -187,6 +187,8 @@ class FractalsDataModule(ZooDataModule):
                 self.train_data, self.val_data = self._rendered()
                 return
             on_device = self.hparams.renderer == "device"
+            if on_device and self.trainer is not None and self.trainer.strategy.root_device.type == "mps":
+                raise ZooError("Colours take double precision, which Apple's GPUs lack: use data.renderer cpu.")
             if not on_device and (self.trainer is None or self.trainer.is_global_zero):
                 say_if_compiling()
             self.train_data = self._dataset("train", self.hparams.num_classes * self.hparams.per_class, world)
@@ -253,10 +255,11 @@ class FractalsDataModule(ZooDataModule):
         return first, second
 
     def _check_streams(self, world: int) -> None:
-        parts = world * max(1, self.num_workers)
+        workers = 1 if self._device else max(1, self.num_workers)  # who renders
+        parts = world * workers
         if self.hparams.streams % parts and self.hparams.streams > 1:
             warnings.warn(
-                f"{self.hparams.streams} streams do not divide evenly among {world} x {self.num_workers} workers, so "
+                f"{self.hparams.streams} streams do not divide evenly among {world} x {workers} renderers, so "
                 f"fractals are rendered more than once: set data.streams to a multiple of {parts}.",
                 stacklevel=2,
             )

@@ -37,11 +37,12 @@ def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """As `hsv_to_rgb`, float32 and not yet cut off."""
-    channels = torch.tensor([5.0, 3.0, 1.0], device=hue.device).view(1, 3, *[1] * (hue.ndim - 1))
-    turn = torch.remainder(channels + (hue * (6 / 180)).unsqueeze(1), 6)
+    # Not a tensor made of numbers: on a GPU the host would wait for it.
+    channels = (5 - 2 * torch.arange(3, device=hue.device)).float().view(1, 3, *[1] * (hue.ndim - 1))
+    turn = torch.remainder(channels + (hue.float() * (6 / 180)).unsqueeze(1), 6)
     share = torch.minimum(turn, 4 - turn).clamp_(0, 1)
-    value = (value * (1 / 255)).unsqueeze(1)
-    return (value - value * (saturation * (1 / 255)).unsqueeze(1) * share).mul_(255)
+    value = (value.float() * (1 / 255)).unsqueeze(1)
+    return (value - value * (saturation.float() * (1 / 255)).unsqueeze(1) * share).mul_(255)
 
 
 def object_rgb(shares: Tensor, hue_shift: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def visit_order(levels: int, crop: int | None = None) -> np.ndarray:
     return order
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _bit_tables(levels: int, crop: int, device: torch.device) -> Tensor:
     """(16, 16, side * side) int32: what each value of each nibble of the first state adds to a cell's random number.
 

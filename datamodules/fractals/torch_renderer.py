@@ -148,7 +148,7 @@ class TorchRenderer:
         grid, finite = self.counts(systems, size, show)
         counts = stamp_grid(grid, stamps) if stamps is not None else grid[:, BORDER:-BORDER, BORDER:-BORDER]
         largest = counts.amax(dim=(1, 2))
-        return counts / largest.clamp(min=1)[:, None, None], finite, largest > 0
+        return counts.float() / largest.clamp(min=1).float()[:, None, None], finite, largest > 0
 
 
 def moved_region(box: Tensor, shift: Tensor, sides: Tensor) -> Tensor:
