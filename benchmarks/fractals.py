@@ -246,6 +246,7 @@ class _Stream:
         self.data.setup()
         self.drawn = DrawnPictures(self.data.train_data)
         warm = -(-self.data.hparams.window * self.data.hparams.period // batch)
+        self._batch(0, 4)  # compiles what draws
         start = time.process_time()
         batches = [self._batch(k, batch) for k in range(warm + count)]
         self.draws_rate = len(batches) * batch / (time.process_time() - start)

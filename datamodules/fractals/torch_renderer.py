@@ -11,9 +11,10 @@ Shape letters: N fractals, K maps (padded to the most), L chains, T steps of eac
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class TorchRenderer:
             raise ZooError(f"There is at least one point and one chain, not {steps} and {chains}.")
         self.chains = min(chains, steps)
         self.turns = -(-steps // self.chains)
-        self.steps = steps
+        self.steps, self.use_triton = steps, True
 
     def points(self, systems: Systems) -> Tensor:
         """(N, 2, P) float32 points of the attractors."""
@@ -128,15 +129,29 @@ class TorchRenderer:
         if size < 1:
             raise ZooError(f"A picture has at least one pixel a side, not {size}.")
         show = show or (lambda box: box)
-        if systems.maps.is_cuda and find_spec("triton"):  # it comes with PyTorch's builds for Linux
-            from datamodules.fractals import triton_chaos
-
+        kernels = self._kernels(systems.maps.device)
+        if kernels is not None:
             game = self.steps, self.turns, self.chains
-            box, finite = triton_chaos.bounds(systems, *game)
-            return triton_chaos.count(systems, *_cells(show(box), size), size, *game), finite
+            try:
+                box, finite = kernels.bounds(systems, *game)
+                return kernels.count(systems, *_cells(show(box), size), size, *game), finite
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever Triton has against this GPU
+                self.use_triton = False
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                warnings.warn(f"Triton cannot play the chaos game here ({reason}): tensors do, slowly.", stacklevel=2)
         points = self.points(systems)
         box = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
         return count_points(points, size, show(box)), box.isfinite().all(dim=1)
+
+    def _kernels(self, device: torch.device) -> Any:
+        """Triton's kernels; None where tensors have to do."""
+        if device.type != "cuda" or not self.use_triton or not find_spec("triton"):  # part of PyTorch for Linux
+            return None
+        from datamodules.fractals import triton_chaos
+
+        return triton_chaos
 
     def render(
         self, systems: Systems, size: int, stamps: Tensor | None = None, show: Region | None = None

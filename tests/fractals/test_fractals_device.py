@@ -152,6 +152,24 @@ def test_the_triton_kernel_compiles_for_a_gpu(tmp_path, monkeypatch):
         assert adds == ("grid" in more)
 
 
+def test_where_triton_fails_tensors_play_and_it_is_said_once(recwarn):
+    class Broken:
+        def bounds(self, *_: Any) -> None:
+            raise RuntimeError("no ptxas\nfor this GPU")
+
+    class OnAGPU(TorchRenderer):
+        def _kernels(self, device: torch.device) -> Any:
+            return Broken() if self.use_triton else None
+
+    systems, renderer = pack([SeededSystems(2)(0)], [3]), OnAGPU(2000)
+    found = [renderer.render(systems, 20)[0] for _ in range(2)]
+    assert [str(warning.message) for warning in recwarn] == [
+        "Triton cannot play the chaos game here (no ptxas): tensors do, slowly."
+    ]
+    for image in found:
+        assert torch.equal(image, TorchRenderer(2000).render(systems, 20)[0])
+
+
 def _environment() -> dict[str, str]:
     import os
 

@@ -81,7 +81,7 @@ def test_official_names_there_and_back():
 )
 def test_training_runs_and_draws(task, renderer, tmp_path):
     model, data = FractalPretraining(task, **TINY), FractalsDataModule(task, renderer=renderer, **DATA)
-    report = [TransferReport([1], [0], steps=8, lrs=[1e-9, 0.05], tuning_draws=1)] if task == "multi_instance" else []
+    report = [TransferReport([1], [0], steps=8, lrs=[1e-9, 0.05], tuning_draws=1)] if renderer == "device" else []
     trainer = quiet_trainer(tmp_path, callbacks=[Figures(), *report])
     data.hparams.probe_root = "digits"
     trainer.fit(model, data)
