@@ -4,7 +4,7 @@
     python benchmarks/fractals.py same --systems 300
     python benchmarks/fractals.py scaling
     python benchmarks/fractals.py device --device cuda
-    python benchmarks/fractals.py device --device cpu --batch 8 --rounds 2 --systems 20
+    python benchmarks/fractals.py device --device cpu --batch 8 --ahead 4 --window 64 --rounds 2 --systems 20
 
 `speed` alternates the official code and both of our modes on the same systems within one process and one thread, and
 counts seconds of computing, so that neighbours on the machine matter less.
@@ -239,35 +239,37 @@ def one_size(args: argparse.Namespace) -> None:
 class _Stream:
     """Batches of draws, on the device, one after the other; the first ones fill the window before anything is timed."""
 
-    def __init__(self, task: str, batch: int, device: str, count: int) -> None:
+    def __init__(self, task: str, batch: int, device: str, count: int, window: int) -> None:
         self.data = FractalsDataModule(
-            task, batch_size=batch, renderer="device", streams=1, num_workers=0, val_images=1
-        )  # type: ignore[arg-type]
+            task,  # type: ignore[arg-type]
+            batch_size=batch, renderer="device", streams=1, window=window, num_workers=0, val_images=1,
+        )  # fmt: skip
         self.data.setup()
         self.drawn = DrawnPictures(self.data.train_data)
-        warm = -(-self.data.hparams.window * self.data.hparams.period // batch)
+        warm = -(-window * self.data.hparams.period // batch)
         self._batch(0, 4)  # compiles what draws
         start = time.process_time()
         batches = [self._batch(k, batch) for k in range(warm + count)]
         self.draws_rate = len(batches) * batch / (time.process_time() - start)
         self.batches = [move_data_to_device(one, torch.device(device)) for one in batches]
-        self.warm, self.count, self.at = warm, count, 0
-        for _ in range(warm):
-            self()
+        for one in self.batches[:warm]:
+            self.data.on_after_batch_transfer(one, 0)
+        self.ring = self.data._device["train"].ring
+        self.full = self.ring.holds.copy(), {name: kept.clone() for name, kept in self.ring.kept.items()}
+        self.warm = self.at = warm
 
     def _batch(self, number: int, size: int) -> Any:
         return self.drawn.collate([self.drawn[(0, number * size + k)] for k in range(size)])
 
     def __call__(self) -> Any:
-        """Normalised pictures and what comes with them; fractals that came round again are made anew."""
-        if self.at == len(self.batches):
+        """Normalised pictures and what comes with them, with half a new fractal for each."""
+        if self.at == len(self.batches):  # again from where the ring was full
             self.at = self.warm
-        if self.at == self.warm and self.count > 1:
-            ring = self.data._device["train"].ring
-            ring.holds[ring.holds >= self.warm * len(self.batches[0]["host"].fresh)] = np.iinfo(np.int64).min
-        batch = self.batches[self.at]
+            self.ring.holds[:] = self.full[0]
+            for name, kept in self.full[1].items():
+                self.ring.kept[name].copy_(kept)
         self.at += 1
-        return self.data.on_after_batch_transfer(batch, 0)
+        return self.data.on_after_batch_transfer(self.batches[self.at - 1], 0)
 
 
 def device(args: argparse.Namespace) -> None:
@@ -278,11 +280,14 @@ def device(args: argparse.Namespace) -> None:
         for task in ("multi_instance", "multi_class", "views"):
             if args.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            stream = _Stream(task, size, args.device, args.ahead)
+            stream = _Stream(task, size, args.device, args.ahead, args.window)
             sides: dict[str, Callable[[], Any]] = {"pictures": stream}
             if args.device == "cuda" and task != "views":
                 sides |= _resnet(stream, size, args.device)
-            rounds = alternate(sides, args.device, args.rounds, args.seconds)
+            if args.device == "cuda":
+                rounds = alternate(sides, args.device, args.rounds, args.seconds)
+            else:
+                rounds = take_turns(sides, args.rounds, args.ahead)
             taken = {name: median([r[name] for r in rounds]) for name in sides}
             many = 2 if task == "views" else 1
             row = {"task": task, "batch": size, "pictures /s": many * size / taken["pictures"]}
@@ -297,8 +302,8 @@ def device(args: argparse.Namespace) -> None:
             del stream, sides
     notes.append(_same_on(args.device, args.systems))
     if args.device == "cpu":
-        notes.append("peak MiB is the process's highest so far, PyTorch and all; a CPU has no need of this renderer")
-    settings = {"size": SIZE, "points": STEPS, "threads": args.threads}
+        notes.append("seconds of computing; peak MiB is the process's highest so far, PyTorch and all")
+    settings = {"size": SIZE, "points": STEPS, "window": args.window, "threads": args.threads}
     report = dict(benchmark="fractals device", settings=settings, machine=machine(args.device), rows=rows, notes=notes)
     write_report(report, args.json)
 
@@ -359,6 +364,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="for device: least time of one measurement")
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 256], help="for device")
     parser.add_argument("--ahead", type=int, default=16, help="for device: batches that take turns")
+    parser.add_argument("--window", type=int, default=512, help="for device")
     parser.add_argument("--threads", type=int, default=1, help="for device")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for device")
     parser.add_argument("--json")

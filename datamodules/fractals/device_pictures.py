@@ -2,9 +2,9 @@
 
 Floor: half a fractal comes with a picture (period 2), of 100,000 points, each an atomic addition to its cell: 3.2
 million for a batch of 64. At 224 pixels a picture has a random field of 66,049 cells, on average three objects of up to
-134 pixels a side, and 150,528 bytes in the end; on tensors that makes some 3 GB written for the batch, and about as
-many read. That is 500 kernels for a whole batch, whatever its size, and nothing on the host waits for the device but
-one question at the end, whether each new fractal came out.
+134 pixels a side, and 150,528 bytes in the end; on tensors that makes some 3 GB written for the batch, and twice as
+many read. That is 500 kernels for a batch of any size, and the host waits for the device but once, at the end, to hear
+whether each new fractal came out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from datamodules.fractals.torch_renderer import Systems, TorchRenderer, moved_re
 Pair = tuple[int, int]  # stream, number of a fractal in it
 CHUNK = 64  # fractals or pictures that are worked on at a time
 _PIXELS = 16 << 20  # values of the objects that are resized at a time
+_FIELD = ("amplitudes", "nibbles", "scales", "shifts")  # draws of a background
 _NOTHING = np.iinfo(np.int64).min
 
 
@@ -63,17 +64,18 @@ class DevicePictures:
     def _fill(self, batch: Batch, device: torch.device) -> list[_Made]:
         """Makes what is missing for a batch; says how each came out."""
         host = batch["host"]
-        needed = np.concatenate([host.shown, host.backgrounds])
-        fresh, others = ([tuple(pair) for pair in part.tolist()] for part in (host.fresh, needed))
+        fresh: dict[Pair, int] = {}
+        for row, pair in enumerate(_pairs(host.fresh)):
+            fresh.setdefault(pair, row)
+        others = dict.fromkeys(_pairs(np.concatenate([host.shown, host.backgrounds])))
         window = 0 if self.single and self.plan.period == 1 else self.plan.window  # 0: nothing is shown again
         self.ring.make_room([*fresh, *others], window + len(fresh), device)
-        rows = [row for row, pair in enumerate(fresh) if pair not in self.ring]
+        pairs = [pair for pair in fresh if pair not in self.ring]
         new = {name: batch[name] for name in ENTRY_ARRAYS}
-        if len(rows) < len(fresh):
-            index = _upload(np.array(rows, np.int64), device)
+        if len(pairs) < len(host.fresh):
+            index = _upload(np.array([fresh[pair] for pair in pairs], np.int64), device)
             new = {name: array[index] for name, array in new.items()}
-        pairs = [fresh[row] for row in rows]
-        missing = [pair for pair in dict.fromkeys(others) if pair not in self.ring and pair not in set(pairs)]
+        missing = [pair for pair in others if pair not in self.ring and pair not in fresh]
         if missing:
             drawn = self.drawn.pack([self.drawn.entry(*pair) for pair in missing])
             new = {name: torch.cat([new[name], _upload(drawn[name], device)]) for name in ENTRY_ARRAYS}
@@ -94,11 +96,8 @@ class DevicePictures:
     def _grey(self, new: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         systems = Systems(*(new[name] for name in Systems._fields))
         shares, finite, lit = self.renderer.render(systems, self.side, new["stamps"])
-        return (
-            {"shares": shares} | {name: new[name] for name in ("amplitudes", "nibbles", "scales", "shifts")},
-            finite,
-            lit,
-        )
+        behind = {name: new[name] for name in _FIELD}  # backgrounds are made anew from these, for a sixth of the memory
+        return {"shares": shares} | behind, finite, lit
 
     def _single(self, new: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         assert isinstance(self.maker, SingleInstance)
@@ -155,7 +154,7 @@ class DevicePictures:
     def _compose(self, batch: Batch, device: torch.device) -> Tensor:
         host = batch["host"]
         behind = self.ring.take(host.backgrounds)
-        fields = {name: behind(name) for name in ("amplitudes", "nibbles", "scales", "shifts")}
+        fields = {name: behind(name) for name in _FIELD}
         parts = [{name: values[start : start + CHUNK] for name, values in fields.items()}
                  for start in range(0, len(host.backgrounds), CHUNK)]  # fmt: skip
         canvas = torch.cat([tensors.pack_rgb(self._backgrounds(part)) for part in parts])
@@ -241,13 +240,17 @@ class _Ring:
 
     def take(self, pairs: np.ndarray) -> Callable[[str], Tensor]:
         """Gives what is kept of these fractals, by name."""
-        index = _upload(self._places(pairs.tolist()), self.device)
+        index = _upload(self._places(_pairs(pairs)), self.device)
         return lambda name: self.kept[name][index]
 
-    def _places(self, pairs: list) -> np.ndarray:
+    def _places(self, pairs: list[Pair]) -> np.ndarray:
         return np.array(
             [self.streams[stream] * self.length + fractal % self.length for stream, fractal in pairs], np.int64
         )
+
+
+def _pairs(rows: np.ndarray) -> list[Pair]:
+    return [(stream, fractal) for stream, fractal in rows.tolist()]
 
 
 def _upload(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
