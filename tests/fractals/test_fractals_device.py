@@ -355,6 +355,23 @@ def test_validation_leaves_nothing_that_training_cannot_use():
     assert image.grad is not None
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_half_precision_does_not_touch_it(task):
+    expected = batches(make(task))[:3]
+    data = make(task)
+    drawn = list(data.train_dataloader())[:3]
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # as 16-true precision does
+        with torch.autocast("cpu", torch.bfloat16):
+            pictures = [data._device["train"](batch) for batch in drawn]
+    finally:
+        torch.set_default_dtype(before)
+    for found, batch in zip(pictures, expected, strict=True):
+        whole = torch.cat(batch) if task == "views" else batch[0]
+        assert torch.equal(found, (whole * 255).round().to(torch.uint8))
+
+
 def test_blank_pictures_are_drawn_again_as_on_the_cpu():
     """Deep zooms often miss the fractal."""
     found = {}
