@@ -275,6 +275,22 @@ def test_from_the_same_fractals_come_the_cpus_pictures(task, changes):
                 assert levels.mean() < 0.4
 
 
+def test_systems_of_a_file_with_any_number_of_maps(tmp_path):
+    from datamodules.fractals.files import write_systems
+
+    systems = [SeededSystems(9, seed=1, n=(n, n + 1))(n) for n in (2, 3, 4, 5, 6, 7)]
+    write_systems(tmp_path / "systems.npz", systems)
+    cpu, device = (
+        make("multi_class", renderer, systems=str(tmp_path / "systems.npz")) for renderer in ("cpu", "device")
+    )
+    for pictures in device._device.values():
+        assert pictures.drawn.most == 7
+        pictures.renderer = OnTheCPU(SMALL["points"])
+    for theirs, ours in zip(batches(cpu)[:3], batches(device)[:3], strict=True):
+        assert torch.equal(theirs[1], ours[1])
+        assert (theirs[0] - ours[0]).abs().mean() < 0.4 / 255
+
+
 # ---------------------------------------------------------------------- what comes when
 
 
