@@ -28,7 +28,7 @@ CHAINS = 256
 BORDER = 1  # cells
 Region = Callable[[Tensor], Tensor]
 MULTIPLIERS = 0x21F0AAAD, 0x735A2D97  # below 2**31: products of 32-bit numbers stay within an int64
-LOW = 0xFFFFFFFF
+LOW, GOLDEN = 0xFFFFFFFF, 0x9E3779B9
 
 
 class Systems(NamedTuple):
@@ -72,11 +72,17 @@ def mix(numbers: Tensor) -> Tensor:
     return numbers
 
 
+def keys_of(seeds: Tensor) -> tuple[Tensor, Tensor]:
+    """Two keys of 32 bits of each seed; other seeds, neighbours too, have others."""
+    low, high = seeds & LOW, seeds >> 32
+    return mix(low + GOLDEN & LOW), mix(mix(high + GOLDEN & LOW) ^ low)
+
+
 def random_numbers(seeds: Tensor, count: int) -> Tensor:
     """(N, count) numbers of 32 bits, int64: number k of a seed is a hash of both."""
-    counter = torch.arange(count, device=seeds.device)
-    numbers = mix(counter ^ (seeds & LOW)[:, None])
-    numbers ^= (seeds >> 32)[:, None]
+    first, second = keys_of(seeds)
+    numbers = mix(torch.arange(count, device=seeds.device) ^ first[:, None])
+    numbers ^= second[:, None]
     return mix(numbers)
 
 

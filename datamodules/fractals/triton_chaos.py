@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from datamodules.fractals.torch_renderer import BORDER, BURN_IN, MULTIPLIERS, Systems
+from datamodules.fractals.torch_renderer import BORDER, BURN_IN, GOLDEN, MULTIPLIERS, Systems
 
-_FIRST, _SECOND = (tl.constexpr(value) for value in MULTIPLIERS)
+_FIRST, _SECOND, _GOLDEN = (tl.constexpr(value) for value in (*MULTIPLIERS, GOLDEN))
 BLOCK = 128  # chains of one program
 
 
@@ -28,10 +28,15 @@ def _mix(z):
 
 
 @triton.jit
-def _next(maps, thresholds, seed, fractal, number, x, y, MOST: tl.constexpr):
-    """Where random number `number` of the fractal sends (x, y)."""
+def _keys(seed):
     low, high = (seed & 0xFFFFFFFF).to(tl.uint32), (seed >> 32).to(tl.uint32)
-    mixed = _mix(_mix(number.to(tl.uint32) ^ low) ^ high).to(tl.int64)
+    return _mix(low + _GOLDEN), _mix(_mix(high + _GOLDEN) ^ low)
+
+
+@triton.jit
+def _next(maps, thresholds, first, second, fractal, number, x, y, MOST: tl.constexpr):
+    """Where random number `number` of the fractal sends (x, y)."""
+    mixed = _mix(_mix(number.to(tl.uint32) ^ first) ^ second).to(tl.int64)
     choice = tl.zeros_like(number)
     for k in tl.static_range(MOST - 1):
         choice += (mixed >= tl.load(thresholds + fractal * (MOST - 1) + k)).to(tl.int32)
@@ -50,7 +55,7 @@ def _bounds(
     """Of the chains of one program: smallest and largest x and y, and a sum that is finite if all points are."""
     fractal, part = tl.program_id(0), tl.program_id(1)
     lane = part * WIDTH + tl.arange(0, WIDTH)
-    seed = tl.load(seeds + fractal)
+    first, second = _keys(tl.load(seeds + fractal))
     x0, y0 = tl.load(starts + 2 * fractal), tl.load(starts + 2 * fractal + 1)
     x, y = x0 + tl.zeros([WIDTH], tl.float32), y0 + tl.zeros([WIDTH], tl.float32)
     left, right = tl.full([WIDTH], float("inf"), tl.float32), tl.full([WIDTH], float("-inf"), tl.float32)
@@ -58,7 +63,7 @@ def _bounds(
     for turn in range(0, TURNS + BURN):
         restart = (turn == BURN) & (lane == 0)
         x, y = tl.where(restart, x0, x), tl.where(restart, y0, y)
-        x, y = _next(maps, thresholds, seed, fractal, turn * LANES + lane, x, y, MOST)
+        x, y = _next(maps, thresholds, first, second, fractal, turn * LANES + lane, x, y, MOST)
         counted = (turn >= BURN) & (lane < LANES) & ((turn - BURN) * LANES + lane < STEPS)
         left, right = tl.where(counted, tl.minimum(left, x), left), tl.where(counted, tl.maximum(right, x), right)
         top, bottom = tl.where(counted, tl.minimum(top, y), top), tl.where(counted, tl.maximum(bottom, y), bottom)
@@ -80,7 +85,7 @@ def _count(
     """Adds every point of the chains of one program to its cell; see `torch_renderer.count_points`."""
     fractal = tl.program_id(0)
     lane = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    seed = tl.load(seeds + fractal)
+    first, second = _keys(tl.load(seeds + fractal))
     x0, y0 = tl.load(starts + 2 * fractal), tl.load(starts + 2 * fractal + 1)
     x, y = x0 + tl.zeros([WIDTH], tl.float32), y0 + tl.zeros([WIDTH], tl.float32)
     left, top = tl.load(corners + 2 * fractal), tl.load(corners + 2 * fractal + 1)
@@ -90,7 +95,7 @@ def _count(
     for turn in range(0, TURNS + BURN):
         restart = (turn == BURN) & (lane == 0)
         x, y = tl.where(restart, x0, x), tl.where(restart, y0, y)
-        x, y = _next(maps, thresholds, seed, fractal, turn * LANES + lane, x, y, MOST)
+        x, y = _next(maps, thresholds, first, second, fractal, turn * LANES + lane, x, y, MOST)
         counted = (turn >= BURN) & (lane < LANES) & ((turn - BURN) * LANES + lane < STEPS)
         row, column = (x - left) * across, (y - top) * down
         inside = counted & (row > -2) & (row < size + 1) & (column > -2) & (column < size + 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -19,16 +17,11 @@ from datamodules.fractals.draws import DrawnPictures
 from datamodules.fractals.rendering import (
     STAMP_CELLS,
     Points,
-    chaos_game,
-    count_points,
-    draw_choices,
-    fast_chaos_game,
     kernels,
 )
 from datamodules.fractals.rendering import render as render_one
 from datamodules.fractals.systems import SeededSystems
-from datamodules.fractals.torch_renderer import Systems, TorchRenderer, pack_systems, random_numbers
-from datamodules.fractals.torch_renderer import count_points as count_tensors
+from datamodules.fractals.torch_renderer import Systems
 from zoo.errors import ZooError
 
 SMALL = dict(image_size=48, batch_size=4, num_classes=6, per_class=8, points=4000, window=8, streams=2, val_images=6,
@@ -44,136 +37,6 @@ def make(task: str = "multi_instance", renderer: str = "device", **changes: Any)
 
 def batches(data: FractalsDataModule, loader: Any = None) -> list:
     return [data.on_after_batch_transfer(batch, 0) for batch in loader or data.train_dataloader()]
-
-
-def pack(systems: list[np.ndarray], seeds: list[int], most: int | None = None) -> Systems:
-    return Systems(*(torch.from_numpy(part) for part in pack_systems(systems, seeds, most)))
-
-
-# ---------------------------------------------------------------------- the chaos game
-
-
-def test_random_numbers_are_uniform_and_their_own():
-    numbers = random_numbers(torch.tensor([0, 1, 2**62 + 1]), 50_000).double() / 2**32
-    assert ((numbers >= 0) & (numbers < 1)).all()
-    for row in numbers:
-        counts = torch.histc(row, 50, 0, 1)
-        assert ((counts - 1000) ** 2 / 1000).sum() < 100  # chi square of 49 degrees: 85 has one in a thousand
-    others = [numbers[0, 1:], numbers[1, :-1], numbers[2, :-1], numbers[0, 256:]]
-    for other in others:
-        assert abs(np.corrcoef(numbers[0, : len(other)], other)[0, 1]) < 0.02
-
-
-def test_points_have_the_same_distribution():
-    """As the fast renderer on the CPU is tested, over systems that differ in their number of maps."""
-    drawn, steps = SeededSystems(40, seed=5), 100_000
-    systems = [drawn(index) for index in range(6)]
-    points = TorchRenderer(steps).points(pack(systems, list(range(6))))
-    between, apart, lit = [], [], []
-    for index, system in enumerate(systems):
-        runs = [chaos_game(system, draw_choices(system, steps, np.random.default_rng(seed))) for seed in (0, 1)]
-        region = torch.tensor(runs[0].bounds).float()[None]
-        grids = [count_points(run, 112, runs[0].bounds)[1:-1, 1:-1] for run in runs]
-        grids.append(count_tensors(points[index : index + 1], 112, region)[0, 1:-1, 1:-1].numpy())
-        shares = [grid / grid.sum() for grid in grids]
-        between.append(np.abs(shares[0] - shares[1]).sum())
-        apart.append(np.abs(shares[0] - shares[2]).sum())
-        lit.append((grids[2] > 0).sum() / (grids[0] > 0).sum())
-    assert (np.array(apart) < 1.2 * np.array(between)).all()
-    assert np.mean(apart) < 1.05 * np.mean(between)
-    assert abs(np.mean(lit) - 1) < 0.01
-
-
-def test_a_fractal_is_the_same_alone_and_among_others():
-    drawn = SeededSystems(40, seed=5)
-    systems, seeds = [drawn(index) for index in range(9)], [index * 10**17 for index in range(9)]
-    renderer = TorchRenderer(3000)
-    together = renderer.render(pack(systems, seeds), 40)[0]
-    for index in (0, 4, 8):
-        alone = renderer.render(pack(systems[index : index + 1], seeds[index : index + 1], most=7), 40)[0]
-        assert torch.equal(alone[0], together[index])
-    other = renderer.render(pack(systems, [seed + 1 for seed in seeds]), 40)[0]
-    assert not torch.equal(other, together)
-
-
-INTERPRETED = """
-import torch
-from datamodules.fractals import torch_renderer, triton_chaos
-from datamodules.fractals.systems import SeededSystems
-from datamodules.fractals.torch_renderer import Systems, TorchRenderer, _cells, count_points, moved_region, pack_systems
-triton_chaos.BURN_IN = torch_renderer.BURN_IN = 3  # the interpreter takes its time
-drawn = SeededSystems(9, seed=1)
-packed = pack_systems([drawn(k) for k in range(2)], [5, 2**62 + 7])
-systems = Systems(*(torch.from_numpy(part) for part in packed))
-renderer = TorchRenderer(430, 150)  # a multiple neither of the chains nor of what one program plays
-points = renderer.points(systems)
-expected = torch.cat([points.amin(dim=2), points.amax(dim=2)], dim=1)
-game = renderer.steps, renderer.turns, renderer.chains
-found, finite = triton_chaos.bounds(systems, *game)
-torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-assert finite.all()
-shift, sides = torch.tensor([[0, 0], [0.2, -0.1]]), torch.tensor([[1, 1], [0.4, 1.7]])
-region = moved_region(expected, shift, sides)
-counts = triton_chaos.count(systems, *_cells(region, 30), 30, *game)
-assert torch.equal(counts, count_points(points, 30, region))
-assert counts[0].sum() == 430
-wild = systems._replace(maps=systems.maps * 1e15)
-assert not triton_chaos.bounds(wild, *game)[1].any()
-"""
-
-
-def test_the_triton_kernel_plays_the_same_game():
-    """In Triton's interpreter, which has to be chosen before Triton is imported."""
-    pytest.importorskip("triton")
-    run = [sys.executable, "-c", INTERPRETED]
-    done = subprocess.run(run, env={"TRITON_INTERPRET": "1", **_environment()}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_the_triton_kernel_compiles_for_a_gpu(tmp_path, monkeypatch):
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from datamodules.fractals import triton_chaos
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    arrays = dict(maps="*fp32", thresholds="*i64", starts="*fp32", seeds="*i64")
-    sizes = dict(MOST=4, TURNS=391, BURN=128, LANES=256, STEPS=100_000, WIDTH=triton_chaos.BLOCK)
-    for kernel, more in (
-        (triton_chaos._bounds, dict(out="*fp32")),
-        (triton_chaos._count, dict(corners="*fp32", scales="*fp32", grid="*i32", size="i32", EDGE="constexpr")),
-    ):
-        values = sizes | ({"EDGE": 1} if "EDGE" in more else {})
-        source = ASTSource(kernel, arrays | more | dict.fromkeys(sizes, "constexpr"), values)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        assert compiled.asm["cubin"]
-        adds = any(word in compiled.asm["ptx"] for word in ("red.global", "atom.global", "red.relaxed", "atom.relaxed"))
-        assert adds == ("grid" in more)
-
-
-def test_where_triton_fails_tensors_play_and_it_is_said_once(recwarn):
-    class Broken:
-        def bounds(self, *_: Any) -> None:
-            raise RuntimeError("no ptxas\nfor this GPU")
-
-    class OnAGPU(TorchRenderer):
-        def _kernels(self, device: torch.device) -> Any:
-            return Broken() if self.use_triton else None
-
-    systems, renderer = pack([SeededSystems(2)(0)], [3]), OnAGPU(2000)
-    found = [renderer.render(systems, 20)[0] for _ in range(2)]
-    assert [str(warning.message) for warning in recwarn] == [
-        "Triton cannot play the chaos game here (no ptxas): tensors do, slowly."
-    ]
-    for image in found:
-        assert torch.equal(image, TorchRenderer(2000).render(systems, 20)[0])
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 # ---------------------------------------------------------------------- colours and composition
@@ -429,17 +292,6 @@ def test_lit_cells_on_average():
     assert lit[1] == pytest.approx(lit[0], rel=0.01)
 
 
-def test_fast_points_and_tensors_share_their_start():
-    system = SeededSystems(3)(1)
-    cpu = fast_chaos_game(system, 8, 0).xy[:, 0]
-    device = TorchRenderer(8).points(pack([system], [0]))
-    maps = system.astype(np.float32)
-    x, y = pack([system], [0]).starts[0].numpy()
-    reached = {tuple(np.round(m[:, 0] * x + m[:, 1] * y + m[:, 2], 5)) for m in maps}
-    for first in (cpu, device[0, :, 0].numpy()):
-        assert any(np.allclose(first, point, atol=1e-4) for point in reached)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -453,7 +305,3 @@ def test_fast_points_and_tensors_share_their_start():
 def test_wrong_arguments(changes, message):
     with pytest.raises(ZooError, match=message):
         FractalsDataModule(**{"task": "multi_instance", "renderer": "device", **SMALL, **changes})
-    with pytest.raises(ZooError, match="at least one point"):
-        TorchRenderer(0)
-    with pytest.raises(ZooError, match="at least one pixel"):
-        TorchRenderer(8).render(pack([SeededSystems(1)(0)], [0]), 0)
