@@ -3,13 +3,14 @@
     python benchmarks/fractals.py speed --official OFFICIAL_CLONE --json out.json
     python benchmarks/fractals.py same --systems 300
     python benchmarks/fractals.py scaling
-    python benchmarks/fractals.py gpu --device cuda
+    python benchmarks/fractals.py device --device cuda
+    python benchmarks/fractals.py device --device cpu --batch 8 --ahead 4 --window 64 --rounds 2 --systems 20
 
 `speed` alternates the official code and both of our modes on the same systems within one process and one thread, and
 counts seconds of computing, so that neighbours on the machine matter less.
 `same` compares the fast renderer with the exact one over many systems. `scaling`: time beside points, pictures and
-classes, each size in a process of its own for its memory. `gpu` times the renderer on tensors and a
-ResNet-50's training step.
+classes, each size in a process of its own for its memory. `device`: pictures made on the training device from loaders'
+draws (`data.renderer device`), whether they are as the CPU's, and on a GPU how long a ResNet-50 waits for them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from typing import Any
 import numpy as np
 import torch
 from common import alternate, in_own_process, machine, median, resident_bytes, write_report
+from lightning.fabric.utilities import move_data_to_device
 
 from datamodules.fractals import FractalsDataModule
 from datamodules.fractals.colour import draw_background
+from datamodules.fractals.draws import DrawnPictures
 from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance, compose
 from datamodules.fractals.rendering import Renderer, chaos_game, count_points, draw_choices, fast_chaos_game
 from datamodules.fractals.systems import SeededSystems
-from datamodules.fractals.torch_renderer import TorchRenderer
+from datamodules.fractals.torch_renderer import Systems, TorchRenderer, pack_systems
 
 SIZE, STEPS, SYSTEMS = 224, 100_000, 64
 ROWS = ("chaos game", "background", "single instance", "multi-instance, new system each", "multi-instance, cache only",
@@ -233,44 +236,140 @@ def one_size(args: argparse.Namespace) -> None:
     print(json.dumps(row | {"ms a picture": 1000 * seconds / pictures, "peak MiB": resident_bytes("VmHWM") / 2**20}))
 
 
-def gpu(args: argparse.Namespace) -> None:
+class _Stream:
+    """Batches of draws, on the device, one after the other; the first ones fill the window before anything is timed."""
+
+    def __init__(self, task: str, batch: int, device: str, count: int, window: int) -> None:
+        self.data = FractalsDataModule(
+            task,  # type: ignore[arg-type]
+            batch_size=batch, renderer="device", streams=1, window=window, num_workers=0, val_images=1,
+        )  # fmt: skip
+        self.data.setup()
+        self.drawn = DrawnPictures(self.data.train_data)
+        warm = -(-window * self.data.hparams.period // batch)
+        self._batch(0, 4)  # compiles what draws
+        start = time.process_time()
+        batches = [self._batch(k, batch) for k in range(warm + count)]
+        self.draws_rate = len(batches) * batch / (time.process_time() - start)
+        self.batches = [move_data_to_device(one, torch.device(device)) for one in batches]
+        for one in self.batches[:warm]:
+            self.data.on_after_batch_transfer(one, 0)
+        self.ring = self.data._device["train"].ring
+        self.full = self.ring.holds.copy(), {name: kept.clone() for name, kept in self.ring.kept.items()}
+        self.warm = self.at = warm
+
+    def _batch(self, number: int, size: int) -> Any:
+        return self.drawn.collate([self.drawn[(0, number * size + k)] for k in range(size)])
+
+    def __call__(self) -> Any:
+        """Normalised pictures and what comes with them, with half a new fractal for each."""
+        if self.at == len(self.batches):  # again from where the ring was full
+            self.at = self.warm
+            self.ring.holds[:] = self.full[0]
+            for name, kept in self.full[1].items():
+                self.ring.kept[name].copy_(kept)
+        self.at += 1
+        return self.data.on_after_batch_transfer(self.batches[self.at - 1], 0)
+
+
+def device(args: argparse.Namespace) -> None:
+    """What the training device makes of draws; the ring is full, so half a fractal comes with a picture."""
+    torch.set_num_threads(args.threads)
+    rows, notes = [], []
+    for size in args.batch:
+        for task in ("multi_instance", "multi_class", "views"):
+            if args.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            stream = _Stream(task, size, args.device, args.ahead, args.window)
+            sides: dict[str, Callable[[], Any]] = {"pictures": stream}
+            if args.device == "cuda" and task != "views":
+                sides |= _resnet(stream, size, args.device)
+            if args.device == "cuda":
+                rounds = alternate(sides, args.device, args.rounds, args.seconds)
+            else:
+                rounds = take_turns(sides, args.rounds, args.ahead)
+            taken = {name: median([r[name] for r in rounds]) for name in sides}
+            many = 2 if task == "views" else 1
+            row = {"task": task, "batch": size, "pictures /s": many * size / taken["pictures"]}
+            row["draws /s and core"] = stream.draws_rate
+            if "step" in taken:
+                row["ResNet-50 step, pictures /s"] = size / taken["step"]
+                row["both, pictures /s"] = size / taken["both"]
+                row["share that it waits"] = 1 - taken["step"] / taken["both"]
+            peak = torch.cuda.max_memory_allocated() if args.device == "cuda" else resident_bytes("VmHWM")
+            row["peak MiB"] = peak / 2**20
+            rows.append(row)
+            del stream, sides
+    notes.append(_same_on(args.device, args.systems))
+    if args.device == "cpu":
+        notes.append("seconds of computing; peak MiB is the process's highest so far, PyTorch and all")
+    settings = {"size": SIZE, "points": STEPS, "window": args.window, "threads": args.threads}
+    report = dict(benchmark="fractals device", settings=settings, machine=machine(args.device), rows=rows, notes=notes)
+    write_report(report, args.json)
+
+
+def _resnet(stream: _Stream, size: int, device: str) -> dict[str, Callable[[], Any]]:
+    """A bf16 training step on pictures that are there, and on pictures that have to be made."""
     from torchvision.models import resnet50
 
-    systems = SeededSystems(args.batch)
-    chosen = [systems(index) for index in range(args.batch)]
-    renderer = TorchRenderer(STEPS, args.chains, args.device)
-    model = resnet50().to(args.device, memory_format=torch.channels_last)
-    images = torch.rand(args.batch, 3, SIZE, SIZE, device=args.device).contiguous(memory_format=torch.channels_last)
+    model = resnet50().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    ready = torch.rand(size, 3, SIZE, SIZE, device=device)
 
-    def step() -> None:
-        with torch.autocast(args.device, torch.bfloat16):
-            loss = model(images).float().square().mean()
+    def step(images: torch.Tensor) -> None:
+        with torch.autocast(device, torch.bfloat16):
+            loss = model(images.contiguous(memory_format=torch.channels_last)).float().square().mean()
         loss.backward()
-        model.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    sides = {"renderer": lambda: renderer.render(chosen, SIZE // 2), "ResNet-50 step": step}
-    rounds = alternate(sides, args.device, args.rounds, args.seconds)
-    rows = [{"what": name, "pictures /s": args.batch / median([r[name] for r in rounds])} for name in sides]
-    settings = {"batch": args.batch, "chains": args.chains, "points": STEPS}
-    report = dict(benchmark="fractals gpu", settings=settings, machine=machine(args.device), rows=rows, notes=[])
-    write_report(report, args.json)
+    return {"step": lambda: step(ready), "both": lambda: step(stream()[0])}
+
+
+def _same_on(device: str, count: int) -> str:
+    """Counts and lit cells of the device's fractals beside the exact renderer's, as `same` compares the fast one."""
+    from scipy.stats import trim_mean
+
+    systems, side, renderer = SeededSystems(count, seed=1), 112, TorchRenderer(STEPS)
+    apart, between, lit = [], [], []
+    for index in range(count):
+        system = systems(index)
+        runs = [chaos_game(system, draw_choices(system, STEPS, np.random.default_rng([index, k]))) for k in range(2)]
+        packed = Systems(*(torch.from_numpy(part).to(device) for part in pack_systems([system], [index])))
+        box = torch.tensor(runs[0].bounds, dtype=torch.float32, device=device)[None]
+        in_box, own = (
+            renderer.counts(packed, side, show)[0][0, 1:-1, 1:-1].cpu() for show in (lambda _, b=box: b, None)
+        )
+        grids = [count_points(run, side, runs[0].bounds)[1:-1, 1:-1] for run in runs] + [in_box.numpy()]
+        shares = [grid / grid.sum() for grid in grids]
+        between.append(np.abs(shares[0] - shares[1]).sum() / 2)
+        apart.append(np.abs(shares[0] - shares[2]).sum() / 2)
+        exact = count_points(runs[0], side)[1:-1, 1:-1]
+        lit.append(float((own > 0).sum() / (exact > 0).sum()))
+    ratio = float(np.exp(trim_mean(np.log(lit), 0.05)))
+    return (
+        f"{count} systems beside the exact renderer: total variation {np.mean(apart):.4f} (two exact runs "
+        f"{np.mean(between):.4f}), lit cells {ratio:.4f}"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "same", "scaling", "one-size", "gpu"])
+    parser.add_argument("what", choices=["speed", "same", "scaling", "one-size", "device"])
     parser.add_argument("--official", metavar="CLONE", help="clone of the official repository, for speed")
-    parser.add_argument("--systems", type=int, default=300, help="for same")
+    parser.add_argument("--systems", type=int, default=300, help="for same and device")
     parser.add_argument("--size", type=int, nargs=3, metavar=("CLASSES", "PICTURES", "POINTS"), help="for one-size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=30, help="for speed: runs of one measurement")
-    parser.add_argument("--seconds", type=float, default=0.3, help="for gpu: least time of one measurement")
-    parser.add_argument("--batch", type=int, default=64, help="for gpu")
-    parser.add_argument("--chains", type=int, default=256, help="for gpu")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for gpu")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for device: least time of one measurement")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64, 256], help="for device")
+    parser.add_argument("--ahead", type=int, default=16, help="for device: batches that take turns")
+    parser.add_argument("--window", type=int, default=512, help="for device")
+    parser.add_argument("--threads", type=int, default=1, help="for device")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for device")
     parser.add_argument("--json")
     args = parser.parse_args()
-    runs = {"speed": speed, "same": same, "scaling": scaling, "one-size": one_size, "gpu": gpu}
+    runs = {"speed": speed, "same": same, "scaling": scaling, "one-size": one_size, "device": device}
     runs[args.what](args)
 
 

@@ -42,6 +42,23 @@ class FieldColour:
     shifts: tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class FieldDraws:
+    """All draws of a fast background: how fast its roughness falls off, the seed of its field, and its colours."""
+
+    decay: float
+    seed: int
+    colour: FieldColour
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a finished picture is moved: (2, 3) where its points (x, y) go; then columns, then rows mirrored or not."""
+
+    matrix: np.ndarray
+    mirror: tuple[bool, bool]
+
+
 def draw_object_colour(rng: np.random.Generator) -> ObjectColour:
     hue, saturation, value = rng.random(), rng.uniform(MIN_SATURATION, 1), rng.uniform(MIN_VALUE, 1)
     return ObjectColour(hue * 255, int(saturation * 255), int(value * 255))
@@ -119,15 +136,26 @@ def num_uniforms(levels: int, fixed_corners: bool = False) -> int:
     return (2**levels + 1) ** 2 - (4 if fixed_corners else 0)
 
 
+def num_levels(size: int) -> int:
+    """Levels of the diamond-square field that a background of `size` pixels is cut from."""
+    return max(1, math.ceil(math.log2(size)))
+
+
+def draw_field(rng: np.random.Generator) -> FieldDraws:
+    decay, seed = rng.uniform(*DECAY), int(rng.integers(0, 2**63))
+    return FieldDraws(decay, seed, draw_field_colour(rng))
+
+
 def draw_background(size: int, rng: np.random.Generator, mode: Mode = "fast") -> np.ndarray:
     """A coloured random field, RGB bytes (size, size, 3)."""
-    levels = max(1, math.ceil(math.log2(size)))
-    decay = rng.uniform(*DECAY)
+    levels = num_levels(size)
     if mode == "exact":
+        decay = rng.uniform(*DECAY)
         field = diamond_square(levels, decay, rng.random(num_uniforms(levels)))[:size, :size]
-    else:
-        field = kernels.fast_diamond_square(levels, decay, np.uint64(rng.integers(0, 2**63)), size)
-    return hsv_to_rgb(field_hsv(field, draw_field_colour(rng)))
+        return hsv_to_rgb(field_hsv(field, draw_field_colour(rng)))
+    draws = draw_field(rng)
+    field = kernels.fast_diamond_square(levels, draws.decay, np.uint64(draws.seed), size)
+    return hsv_to_rgb(field_hsv(field, draws.colour))
 
 
 def flip(image: np.ndarray, transpose: bool, rows: bool, columns: bool) -> np.ndarray:
@@ -157,12 +185,8 @@ def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(image, (3, 3), sigma)
 
 
-def move(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A finished picture turned by up to 10 degrees, shifted by up to a tenth, shrunk to 0.7 to 0.95, and mirrored.
-
-    What comes in from outside is black; bilinear, as the official code's RandomAffine with two random flips.
-    """
-    height, width = image.shape[:2]
+def draw_move(rng: np.random.Generator, height: int, width: int) -> Move:
+    """Turned by up to 10 degrees, shifted by up to a tenth, shrunk to 0.7 to 0.95, and mirrored."""
     angle = math.radians(rng.uniform(-10, 10))
     shift = rng.uniform(-0.1, 0.1, 2) * (width, height)
     scale = rng.uniform(0.7, 0.95)
@@ -170,6 +194,14 @@ def move(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     centre = np.array([width - 1, height - 1]) / 2
     linear = np.array([[cos, -sin], [sin, cos]])
     offset = centre + np.round(shift) - linear @ centre
-    moved = cv2.warpAffine(image, np.column_stack([linear, offset]), (width, height), flags=cv2.INTER_LINEAR)
-    moved = moved[:, ::-1] if rng.random() < 0.5 else moved
-    return np.ascontiguousarray(moved[::-1] if rng.random() < 0.5 else moved)
+    return Move(np.column_stack([linear, offset]), (rng.random() < 0.5, rng.random() < 0.5))
+
+
+def move(image: np.ndarray, drawn: Move) -> np.ndarray:
+    """A finished picture turned, shifted, shrunk and mirrored a little.
+
+    What comes in from outside is black; bilinear, as the official code's RandomAffine with two random flips.
+    """
+    moved = cv2.warpAffine(image, drawn.matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR)
+    moved = moved[:, ::-1] if drawn.mirror[0] else moved
+    return np.ascontiguousarray(moved[::-1] if drawn.mirror[1] else moved)

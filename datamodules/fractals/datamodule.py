@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +19,14 @@ from datamodules.fractals.datasets import (
     Plan,
     SingleInstanceFractals,
 )
+from datamodules.fractals.device_pictures import DevicePictures
+from datamodules.fractals.draws import DrawnPictures
 from datamodules.fractals.files import read_systems
 from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance
 from datamodules.fractals.rendered import RenderedFractals, open_rendered
 from datamodules.fractals.rendering import Mode, Renderer, say_if_compiling
 from datamodules.fractals.systems import SeededSystems, jitter_system
+from datamodules.fractals.torch_pictures import LAYERS
 from datamodules.images import open_images
 from datamodules.transforms import ResizeCenterCrop
 from zoo.errors import ZooError
@@ -52,6 +55,9 @@ class FractalsDataModule(ZooDataModule):
         maps: half-open range of the number of maps of a drawn system.
         seed: of the pictures; None takes the run's (`seed_everything`).
         mode: "fast", or "exact" for the official renderer's order of operations in float64.
+        renderer: "cpu": loaders render. "device": loaders only draw what is to be shown, and the training device makes
+            the pictures of a batch at once; the same ones, up to the points of the chaos game. One or two workers are
+            enough then. Not with `mode` "exact".
         points: points of the chaos game.
         jitter: change systems a little each time ("scale", "svd", "sval", "fractaldb-K", "none"); None is what the
             paper has for the task: scale, none, svd.
@@ -91,6 +97,7 @@ class FractalsDataModule(ZooDataModule):
         maps: tuple[int, int] = (2, 5),
         seed: int | None = None,
         mode: Mode = "fast",
+        renderer: Literal["cpu", "device"] = "cpu",
         points: int = 100_000,
         jitter: str | None = None,
         objects: tuple[int, int] = (1, 5),
@@ -126,6 +133,18 @@ class FractalsDataModule(ZooDataModule):
             raise ZooError("color and background cannot be left out of views: without them they differ too little.")
         if task != "multi_instance" and reach is not None:
             raise ZooError(f"reach is for multi_instance pictures, where objects are placed, not for {task}.")
+        if renderer not in ("cpu", "device"):
+            raise ZooError(f"renderer is 'cpu' or 'device', not {renderer!r}.")
+        if renderer == "device" and mode == "exact":
+            raise ZooError("The official order of operations is the CPU's: mode exact needs renderer cpu.")
+        if renderer == "device" and root is not None:
+            raise ZooError("Pictures of data.root are rendered already: renderer device has no use for it.")
+        if renderer == "device" and objects[1] > LAYERS:
+            raise ZooError(
+                f"The device puts up to {LAYERS} objects into a picture, not {objects[1]}: use renderer cpu."
+            )
+        if renderer == "device" and task == "multi_instance" and not (color and background):
+            raise ZooError("The device paints multi_instance pictures in colour on backgrounds: use renderer cpu.")
         for name, value in (("per_class", per_class), ("val_images", val_images)):
             if value < 1:
                 raise ZooError(f"{name} is at least 1, not {value}.")
@@ -135,10 +154,11 @@ class FractalsDataModule(ZooDataModule):
             self.systems = SeededSystems(num_classes, system_seed, n=tuple(maps))
         self.jitter = jitter if jitter is not None else {"multi_class": "scale", "views": "svd"}.get(task, "none")
         jitter_system(self.systems(0), self.jitter, np.random.default_rng(0))  # an unknown kind shows now
-        self.renderer = Renderer(points, mode, stamps, allow_empty_stamp)
+        self.cpu_renderer = Renderer(points, mode, stamps, allow_empty_stamp)
         self.num_classes = num_classes
         self.train_data: Any = None
         self.val_data: Any = None
+        self._device: dict[str, DevicePictures] = {}
         if root is None:
             self._dataset("val", 1, 1)  # what cannot be drawn shows now
 
@@ -156,19 +176,19 @@ class FractalsDataModule(ZooDataModule):
         )
         if h.task == "multi_class":
             picture = SingleInstance(
-                h.image_size, self.renderer, self.jitter, flips=h.flips, blur_p=h.blur_p, color=h.color,
+                h.image_size, self.cpu_renderer, self.jitter, flips=h.flips, blur_p=h.blur_p, color=h.color,
                 background=h.background,
             )  # fmt: skip
             return SingleInstanceFractals(self.systems, plan, picture, world)
         if h.task == "views":
             sizes = _VIEW_SIZES if h.size_range is None else tuple(h.size_range)
             rule = LayoutRule(h.image_size, (1, 1), sizes, flips=h.flips, blur_p=h.blur_p, blur_sigma=_VIEW_BLUR)
-            material = Material(h.image_size, h.image_size, self.renderer, self.jitter)
+            material = Material(h.image_size, h.image_size, self.cpu_renderer, self.jitter)
             return FractalViews(self.systems, plan, material, rule, world)
         sizes = _MULTI_SIZES if h.size_range is None else tuple(h.size_range)
         rule = LayoutRule(h.image_size, tuple(h.objects), sizes, h.flips, h.reach, h.blur_p)
         side = h.image_size // 2 if h.fractal_size is None else h.fractal_size
-        material = Material(h.image_size, side, self.renderer, self.jitter, h.color, h.background)
+        material = Material(h.image_size, side, self.cpu_renderer, self.jitter, h.color, h.background)
         return MultiInstanceFractals(self.systems, plan, material, rule, world)
 
     def setup(self, stage: str | None = None) -> None:
@@ -177,10 +197,16 @@ class FractalsDataModule(ZooDataModule):
             if self.hparams.root is not None:
                 self.train_data, self.val_data = self._rendered()
                 return
-            if self.trainer is None or self.trainer.is_global_zero:
+            on_device = self.hparams.renderer == "device"
+            if on_device and self.trainer is not None and self.trainer.strategy.root_device.type == "mps":
+                raise ZooError("Colours take double precision, which Apple's GPUs lack: use data.renderer cpu.")
+            if not on_device and (self.trainer is None or self.trainer.is_global_zero):
                 say_if_compiling()
             self.train_data = self._dataset("train", self.hparams.num_classes * self.hparams.per_class, world)
             self.val_data = self._dataset("val", self.hparams.val_images, world)
+            if on_device:
+                for data in (self.train_data, self.val_data):
+                    self._device[data.plan.split] = DevicePictures(DrawnPictures(data))
 
     def _rendered(self) -> tuple[RenderedFractals, RenderedFractals]:
         h = self.hparams
@@ -206,9 +232,11 @@ class FractalsDataModule(ZooDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         self._check_streams(world)
         order = PictureBatches(len(self.train_data), self.batch_size, rank, world)
+        data, collate = self._loaded("train", self.train_data)
         loader = DataLoader(
-            self.train_data,
+            data,
             batch_sampler=order,
+            collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
@@ -218,19 +246,31 @@ class FractalsDataModule(ZooDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader:
-        return self.loader(self.val_data, train=False)
+        data, collate = self._loaded("val", self.val_data)
+        return self.loader(data, train=False, collate_fn=collate)
+
+    def _loaded(self, split: str, data: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+        """What a loader serves, and how it makes batches: pictures, or only the draws of them."""
+        if split not in self._device:
+            return data, None
+        drawn = self._device[split].drawn
+        return drawn, drawn.collate
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if isinstance(batch, dict):
+            pictures = self._device[batch["host"].split](batch)
+            batch = pictures.chunk(2) if self.hparams.task == "views" else (pictures, batch["labels"])
         if self.hparams.task != "views" or batch[1] is None:  # None: real images for probes
             return super().on_after_batch_transfer(batch, dataloader_idx)
         first, second = (super(FractalsDataModule, self).on_after_batch_transfer((view,), 0)[0] for view in batch)
         return first, second
 
     def _check_streams(self, world: int) -> None:
-        parts = world * max(1, self.num_workers)
+        workers = 1 if self._device else max(1, self.num_workers)  # who renders
+        parts = world * workers
         if self.hparams.streams % parts and self.hparams.streams > 1:
             warnings.warn(
-                f"{self.hparams.streams} streams do not divide evenly among {world} x {self.num_workers} workers, so "
+                f"{self.hparams.streams} streams do not divide evenly among {world} x {workers} renderers, so "
                 f"fractals are rendered more than once: set data.streams to a multiple of {parts}.",
                 stacklevel=2,
             )
@@ -238,7 +278,8 @@ class FractalsDataModule(ZooDataModule):
     @property
     def num_redrawn(self) -> int:
         """How many fractals came out empty or not finite and were drawn again."""
-        return sum(data.num_redrawn for data in (self.train_data, self.val_data) if data is not None)
+        on_cpu = sum(data.num_redrawn for data in (self.train_data, self.val_data) if data is not None)
+        return on_cpu + sum(pictures.redrawn for pictures in self._device.values())
 
     def raw_sample(self) -> Image.Image:
         """A validation picture (of the task "views" its first view), as `preprocess` takes images."""

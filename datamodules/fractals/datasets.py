@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from datamodules.fractals import colour as colours
-from datamodules.fractals.pictures import LayoutRule, Material, SingleInstance, compose
+from datamodules.fractals.pictures import Layout, LayoutRule, Material, SingleInstance, compose
 from datamodules.fractals.systems import Systems
 from zoo.errors import ZooError
 
@@ -176,15 +176,24 @@ class MultiInstanceFractals(_Fractals):
         self._count(self.material)
         return image, background, label
 
-    def __getitem__(self, key: Key | int) -> tuple[Tensor, Tensor]:
+    def layouts(self, key: Key | int) -> tuple[int, int, list[Layout]]:
+        """Stream, newest fractal of its window, and the layouts of what picture `key` consists of (one)."""
         number, stream, place = self.plan.locate(key)
-        newest, ring = place // self.plan.period, self.ring(stream)
-        layout = self.rule.draw(self.plan.picture_rng(number), self.plan.window)
-        color = self.material.color
-        picture = compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact, color)
-        labels = [ring[newest - placed.index][2] for placed in layout.objects] or [-1]
+        return stream, place // self.plan.period, [self.rule.draw(self.plan.picture_rng(number), self.plan.window)]
+
+    def pad(self, labels: list[int]) -> list[int]:
+        """As many labels for every picture: the last one again, or -1 throughout."""
+        labels = labels or [-1]
+        return labels + labels[-1:] * (max(1, self.rule.objects[1]) - len(labels))
+
+    def __getitem__(self, key: Key | int) -> tuple[Tensor, ...]:
+        stream, newest, (layout,) = self.layouts(key)
+        ring = self.ring(stream)
+        picture = compose(
+            layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact, self.material.color
+        )
+        labels = self.pad([ring[newest - placed.index][2] for placed in layout.objects])
         ring.forget(newest)
-        labels += labels[-1:] * (max(1, self.rule.objects[1]) - len(labels))
         return _to_tensor(picture), torch.tensor(labels)
 
 
@@ -205,44 +214,44 @@ class SingleInstanceFractals(_Fractals):
         self._count(self.picture)
         return image, label
 
-    def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
+    def shown(self, key: Key | int) -> tuple[int, int, int, colours.Move | None]:
+        """Stream, newest fractal of its window, the one that picture `key` shows, and how it is moved (None: new)."""
         number, stream, place = self.plan.locate(key)
-        newest, fresh = divmod(place, self.plan.period)
+        newest, old = divmod(place, self.plan.period)
+        if not old:
+            return stream, newest, newest, None
+        rng = self.plan.picture_rng(number)
+        fractal = newest - int(rng.integers(0, self.plan.window))
+        return stream, newest, fractal, colours.draw_move(rng, self.picture.size, self.picture.size)
+
+    def __getitem__(self, key: Key | int) -> tuple[Tensor, int]:
+        stream, newest, fractal, drawn = self.shown(key)
         if self.plan.period == 1:
             image, label = self.make(stream, newest)
             return _to_tensor(image), label
         ring = self.ring(stream)
-        if fresh == 0:
-            image, label = ring[newest]
-        else:
-            rng = self.plan.picture_rng(number)
-            image, label = ring[newest - int(rng.integers(0, self.plan.window))]
-            image = colours.move(image, rng)
+        image, label = ring[fractal]
         ring.forget(newest)
-        return _to_tensor(image), label
+        return _to_tensor(image if drawn is None else colours.move(image, drawn)), label
 
 
-class FractalViews(_Fractals):
+class FractalViews(MultiInstanceFractals):
     """Two views of one fractal on two backgrounds, for self-supervised training: `(uint8 view, uint8 view)`."""
 
-    def __init__(self, systems: Systems, plan: Plan, material: Material, rule: LayoutRule, world: int = 1) -> None:
-        super().__init__(systems, plan, world)
-        self.material, self.rule = material, rule
-        self.exact = material.renderer.mode == "exact"
-
-    make = MultiInstanceFractals.make
-
-    def __getitem__(self, key: Key | int) -> tuple[Tensor, Tensor]:
+    def layouts(self, key: Key | int) -> tuple[int, int, list[Layout]]:
         number, stream, place = self.plan.locate(key)
         newest, old = divmod(place, self.plan.period)
-        ring, rng = self.ring(stream), self.plan.picture_rng(number)
+        rng = self.plan.picture_rng(number)
         pick = int(rng.integers(0, self.plan.window)) if old else 0
-        views = []
-        for _ in range(2):
-            layout = self.rule.draw(rng, self.plan.window, pick)
-            views.append(compose(layout, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact))
+        return stream, newest, [self.rule.draw(rng, self.plan.window, pick) for _ in range(2)]
+
+    def __getitem__(self, key: Key | int) -> tuple[Tensor, ...]:
+        stream, newest, layouts = self.layouts(key)
+        ring = self.ring(stream)
+        views = [compose(one, lambda i: ring[newest - i][0], lambda i: ring[newest - i][1], self.exact)
+                 for one in layouts]  # fmt: skip
         ring.forget(newest)
-        return _to_tensor(views[0]), _to_tensor(views[1])
+        return tuple(_to_tensor(view) for view in views)
 
 
 class PictureBatches(DistributedSampler):

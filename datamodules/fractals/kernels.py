@@ -326,6 +326,23 @@ def fast_diamond_square(levels, decay, seed, crop):
 
 
 @njit(cache=True)
+def first_state(seeds):
+    """(n,) uint64: where `fast_diamond_square` starts its random numbers, for each seed."""
+    out = np.empty(len(seeds), np.uint64)
+    for i in range(len(seeds)):
+        out[i] = _scramble(seeds[i] + _U64(0x9E3779B97F4A7C15)) | _U64(1)
+    return out
+
+
+@njit(cache=True)
+def upper_bits(state, out):
+    """The upper 24 bits of the states that follow `state`, as `fast_diamond_square` takes them; fills `out` (int32)."""
+    for i in range(len(out)):
+        state = _next(state)
+        out[i] = state >> _U64(40)
+
+
+@njit(cache=True)
 def object_hsv(image, hue_shift, saturation, value, out):
     """Shares (H, W) to HSV bytes: hue is the share plus a shift, around the circle of 256; unlit cells are black."""
     for r in range(image.shape[0]):

@@ -15,7 +15,7 @@ from datamodules.fractals.rendering import Renderer
 from datamodules.fractals.systems import jitter_system
 from zoo.errors import ZooError
 
-_TRIES = 10
+TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -177,21 +177,25 @@ class SingleInstance:
         return picture
 
     def _render(self, system: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             points = self.renderer.points(jitter_system(system, self.jitter, rng), rng)
             if points.finite:
                 image, lit = self.renderer.render(points, self.size, rng, self._region(points.bounds, rng))
                 if lit or self.renderer.allow_empty_stamp:
                     return image
             self.redrawn += 1
-        raise _hopeless()
+        raise hopeless()
+
+    def draw_region(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(2,) shift of the shown region's centre and (2,) its sides, as shares of the attractor's sides."""
+        shift = rng.uniform(-self.translate, self.translate, 2) if self.translate else np.zeros(2)
+        # Without a scale the official code shows twice the attractor's sides; here None means what it says.
+        return shift, rng.uniform(*self.scale, 2) if self.scale else np.ones(2)
 
     def _region(self, bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         extent, centre = bounds[2:] - bounds[:2], (bounds[2:] + bounds[:2]) / 2
-        if self.translate:
-            centre = centre + extent * rng.uniform(-self.translate, self.translate, 2)
-        # Without a scale the official code shows twice the attractor's sides; here None means what it says.
-        half = extent * (rng.uniform(*self.scale, 2) if self.scale else 1.0) / 2
+        shift, sides = self.draw_region(rng)
+        centre, half = centre + extent * shift, extent * sides / 2
         return np.concatenate([centre - half, centre + half])
 
 
@@ -219,14 +223,14 @@ class Material:
 
     def __call__(self, system: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(fractal_size, fractal_size) float32 shares and (size, size, 3) background bytes."""
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             points = self.renderer.points(jitter_system(system, self.jitter, rng), rng)
             if points.finite:
                 image, lit = self.renderer.render(points, self.fractal_size, rng)
                 if lit or self.renderer.allow_empty_stamp:
                     return image, self._ground(rng)
             self.redrawn += 1
-        raise _hopeless()
+        raise hopeless()
 
     def _ground(self, rng: np.random.Generator) -> np.ndarray:
         if not self.background:
@@ -234,5 +238,5 @@ class Material:
         return colours.draw_background(self.size, rng, self.renderer.mode)
 
 
-def _hopeless() -> ZooError:
-    return ZooError(f"A fractal came out empty or ran off to infinity {_TRIES} times: check its system.")
+def hopeless() -> ZooError:
+    return ZooError(f"A fractal came out empty or ran off to infinity {TRIES} times: check its system.")

@@ -122,7 +122,7 @@ def test_moving_a_picture_is_torchvisions_affine():
             return 0.9
 
     image = colours.draw_background(64, np.random.default_rng(0))
-    moved = colours.move(image, Fixed())
+    moved = colours.move(image, colours.draw_move(Fixed(), 64, 64))
     expected = tv.affine(
         torch.from_numpy(image).permute(2, 0, 1).float(), angle=4.0, translate=[3, -4], scale=0.875, shear=[0.0],
         interpolation=InterpolationMode.BILINEAR,

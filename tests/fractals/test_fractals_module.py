@@ -76,10 +76,12 @@ def test_official_names_there_and_back():
         FractalPretraining(**{**TINY, "num_classes": 7}).load_weights(official)
 
 
-@pytest.mark.parametrize("task", ["multi_instance", "multi_class"])
-def test_training_runs_and_draws(task, tmp_path):
-    model, data = FractalPretraining(task, **TINY), FractalsDataModule(task, **DATA)
-    report = [TransferReport([1], [0], steps=8, lrs=[1e-9, 0.05], tuning_draws=1)] if task == "multi_instance" else []
+@pytest.mark.parametrize(
+    ("task", "renderer"), [("multi_instance", "cpu"), ("multi_class", "cpu"), ("multi_instance", "device")]
+)
+def test_training_runs_and_draws(task, renderer, tmp_path):
+    model, data = FractalPretraining(task, **TINY), FractalsDataModule(task, renderer=renderer, **DATA)
+    report = [TransferReport([1], [0], steps=8, lrs=[1e-9, 0.05], tuning_draws=1)] if renderer == "device" else []
     trainer = quiet_trainer(tmp_path, callbacks=[Figures(), *report])
     data.hparams.probe_root = "digits"
     trainer.fit(model, data)

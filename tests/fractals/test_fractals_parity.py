@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from datamodules.fractals import colour as colours
+from datamodules.fractals import torch_pictures as tensors
 from datamodules.fractals.pictures import Layout, Placed, compose
 from datamodules.fractals.rendering import STAMP_CELLS, chaos_game, count_points, draw_choices, render
 from datamodules.fractals.systems import (
@@ -23,6 +24,8 @@ from datamodules.fractals.systems import (
     sigma_factor,
     singular_values_of,
 )
+from datamodules.fractals.torch_renderer import count_points as count_tensors
+from datamodules.fractals.torch_renderer import stamp_grid
 from zoo.papers.fractals.losses import multi_hot, multi_instance_loss
 
 pytestmark = pytest.mark.golden
@@ -186,6 +189,98 @@ def test_multi_instance_pictures(golden_dir):
             picture = compose(Layout(background, tuple(placed), sigma), fractals.__getitem__, backgrounds.__getitem__)
             np.testing.assert_array_equal(picture, case[f"img_{k}"].numpy(), err_msg=f"{name}: picture {k}")
             assert case["labels_cache"][[p.index for p in placed]].tolist() == case[f"labels_{k}"].tolist()
+
+
+# ---------------------------------------------------------------------- the same on tensors
+
+
+def within_a_level(pictures: torch.Tensor, expected: np.ndarray, what: str) -> None:
+    """(N, 3, H, W) beside (N, H, W, 3)."""
+    difference = np.abs(pictures.permute(0, 2, 3, 1).numpy().astype(int) - expected)
+    assert difference.max() <= 1, f"{what}: {difference.max()} levels, in {(difference > 1).mean():.2%} of values"
+
+
+def test_tensor_counts_regions_and_stamps(golden_dir):
+    """In float32: single points on the edge of a cell may fall on its other side."""
+    for name, case in cases(golden_dir("fractals"), "choices"):
+        points = chaos_game(case["system"].numpy(), case["choices"].numpy())
+        xy = torch.from_numpy(np.ascontiguousarray(points.xy.T))[None]
+        double = dict(dtype=torch.float64)
+        for size in numbered(case, "counts_"):
+            counts = count_tensors(xy, size, torch.tensor(points.bounds, **double)[None])[0, 1:-1, 1:-1]
+            np.testing.assert_array_equal(counts, case[f"counts_{size}"].numpy(), err_msg=f"{name}: {size}")
+            single = count_tensors(xy.float(), size, torch.tensor(points.bounds).float()[None])[0, 1:-1, 1:-1]
+            assert (single - counts).abs().sum() <= 0.002 * case["n_iter"], f"{name}: {size}"
+        random_stamp = np.zeros((3, 3), int)
+        random_stamp[tuple(STAMP_CELLS[case["patch_bits"].numpy()].T)] = 1
+        fixed_stamp = np.zeros((3, 3), int)
+        fixed_stamp[tuple(case["patch_offsets"].numpy().T)] = 1
+        for key, size, region, stamp in (
+            ("graded_zoom_112", 112, case["region_zoom"].numpy(), np.eye(3) * [0, 1, 0]),
+            ("graded_patch_112", 112, points.bounds, fixed_stamp),
+            ("graded_randpatch_64", 64, points.bounds, random_stamp),
+        ):
+            grid = count_tensors(xy, size, torch.tensor(region, **double)[None])
+            counts = stamp_grid(grid, torch.from_numpy(np.asarray(stamp).reshape(1, 9)))[0]
+            np.testing.assert_allclose(counts / counts.max(), case[key].numpy(), atol=1e-7, err_msg=f"{name}: {key}")
+
+
+def test_tensor_colours(golden_dir):
+    for name, case in cases(golden_dir("fractals"), "hsv_64"):
+        counts = case["counts_64"]
+        shift = torch.tensor([case["hue_shift"]], dtype=torch.float64)
+        bytes_ = (torch.tensor([case[key]]) for key in ("sat_u8", "val_u8"))
+        painted = tensors.object_rgb((counts / counts.max())[None], shift, *bytes_)
+        within_a_level(painted, case["rgb_64"].numpy()[None], name)
+
+
+def test_tensor_backgrounds(golden_dir):
+    for _, case in cases(golden_dir("fractals"), "ds_0"):
+        for i in numbered(case, "ds_"):
+            levels, decay, fixed = (case[f"ds_{i}_{key}"] for key in ("n", "decay", "fixed_corners"))
+            stream = np.random.RandomState(case[f"ds_{i}_numba_seed"])
+            uniforms = torch.from_numpy(stream.random_sample(colours.num_uniforms(levels, fixed)))[None]
+            amplitudes = 0.5 * np.exp(decay * -np.arange(levels))
+            cells = tensors.cells_of(uniforms, levels, fixed)
+            field = tensors.diamond_square(levels, torch.from_numpy(amplitudes)[None], cells)
+            np.testing.assert_allclose(field[0], case[f"ds_{i}"].numpy(), **EXACT, err_msg=f"field {i}")
+            draws = torch.as_tensor(case[f"ds_{i}_colour_draws"], dtype=torch.float64).view(3, 2)
+            expected = case[f"ds_{i}_rgb"].numpy()
+            side = len(expected)
+            rgb = tensors.field_rgb(case[f"ds_{i}"][None, :side, :side], draws[None, :, 0], draws[None, :, 1])
+            within_a_level(rgb, expected[None], f"field {i}")
+
+
+def test_tensor_pasting(golden_dir):
+    for _, case in cases(golden_dir("fractals"), "fg"):
+        height, width = case["bg"].shape[:2]
+        size, zero = max(height, width), torch.tensor([0])
+        square = (0, size - width, 0, size - height)  # black is not pasted
+        fg, bg = (torch.nn.functional.pad(case[key].permute(2, 0, 1)[None], square) for key in ("fg", "bg"))
+        canvas = tensors.pack_rgb(bg)
+        tensors.paste(canvas, fg.int(), zero, zero, torch.tensor([size]), zero, zero)
+        found = tensors.unpack_rgb(canvas)[0, :, :height, :width].permute(1, 2, 0)
+        np.testing.assert_array_equal(found, case["out"].numpy())
+
+
+def test_tensor_multi_instance_pictures(golden_dir):
+    for name, case in cases(golden_dir("fractals"), "fg_cache"):
+        size = case["size"]
+        for k in numbered(case, "img_"):
+            log, draws = json.loads(case[f"rng_log_json_{k}"]), case[f"colour_draws_{k}"].tolist()
+            background, objects, sigma = recorded_layout(log, draws)
+            canvas = tensors.pack_rgb(case["bg_cache"][background].permute(2, 0, 1)[None])
+            for over, (index, flips, colour, share, x, y) in enumerate(objects):
+                layer, side, left, top = (torch.tensor([value]) for value in (over, int(share * size), x, y))
+                shares = tensors.flip(case["fg_cache"][index][None], torch.tensor([flips]))
+                tint = (
+                    torch.tensor([colour.hue_shift], dtype=torch.float64),
+                    *(torch.tensor([value]) for value in (colour.saturation, colour.value)),
+                )
+                images = tensors.resize(tensors.object_rgb(shares, *tint), side, int(0.6 * size))
+                tensors.paste(canvas, images, torch.tensor([0]), layer, side, left, top)
+            picture = tensors.blur(tensors.unpack_rgb(canvas), torch.from_numpy(tensors.blur_weights([sigma])))
+            within_a_level(picture, case[f"img_{k}"].numpy()[None], f"{name}: picture {k}")
 
 
 def test_loss_and_gradient(golden_dir):

@@ -20,7 +20,7 @@ from datamodules.fractals.rendering import (
     render,
 )
 from datamodules.fractals.systems import SeededSystems
-from datamodules.fractals.torch_renderer import TorchRenderer
+from datamodules.fractals.torch_renderer import Systems, TorchRenderer, pack_systems
 from zoo.errors import ZooError
 
 SYSTEMS = SeededSystems(40, seed=5)
@@ -68,8 +68,10 @@ def test_a_start_that_is_seldom_visited_shows():
     assert fast.bounds[2] > 2  # the others stay below 1
     np.testing.assert_allclose(fast.bounds[2:], exact.bounds[2:], rtol=0.5)
     assert np.quantile(fast.xy[0], 0.9999) < 2  # and it shows once, not eight times
-    tensors = TorchRenderer(steps=40_000, chains=64).points([system], torch.Generator().manual_seed(0))[0]
+    packed = Systems(*(torch.from_numpy(part) for part in pack_systems([system], [0])))
+    tensors = TorchRenderer(steps=40_000, chains=64).points(packed)[0]
     assert tensors[0].max() > 2
+    assert np.quantile(tensors[0].numpy(), 0.9999) < 2
 
 
 def test_chains_share_nothing():

@@ -34,9 +34,10 @@ def test_loss_is_the_cosine_and_spares_the_projections():
     assert z.grad is None or z.grad.abs().sum() == 0
 
 
-def test_trains_with_a_fixed_rate_of_the_predictor(tmp_path):
+@pytest.mark.parametrize("renderer", ["cpu", "device"])
+def test_trains_with_a_fixed_rate_of_the_predictor(renderer, tmp_path):
     torch.manual_seed(0)
-    model, data = Watched(**TINY), FractalsDataModule(**DATA)
+    model, data = Watched(**TINY), FractalsDataModule(renderer=renderer, **DATA)
     trainer = Trainer(
         default_root_dir=tmp_path, max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, accelerator="cpu",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities import move_data_to_device
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -190,7 +191,7 @@ def _own_task(trainer: Trainer, model: ZooModule) -> dict[str, float]:
         return {}
     data, total, count = trainer.datamodule, dict[str, float](), 0  # type: ignore[attr-defined]
     for batch in data.val_dataloader():
-        batch = data.on_after_batch_transfer(tuple(part.to(model.device) for part in batch), 0)
+        batch = data.on_after_batch_transfer(move_data_to_device(batch, model.device), 0)
         for name, value in model.held_out_scores(batch).items():
             total[name] = total.get(name, 0.0) + value * len(batch[0])
         count += len(batch[0])
