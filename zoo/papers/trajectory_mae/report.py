@@ -114,7 +114,8 @@ class ForecastReport(Callback):
         lr: float,
         after_epoch: Callable[[], None] = lambda: None,
     ) -> None:
-        """Trains what of `model` takes gradients on the scenes `few`, in an order drawn from `seed`."""
+        """Trains what of `model` takes gradients on the scenes `few`, in an order drawn from `seed`; each epoch ends
+        with `tick`."""
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
         samples = [few[index] for index in range(len(few))]
         steps = self.epochs * -(-len(samples) // self.batch_size)
@@ -128,7 +129,7 @@ class ForecastReport(Callback):
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            after_epoch()
+            tick()
         model.eval()
 
     def score(self, held_out: Any, device: torch.device, predict: Callable[[dict[str, Tensor]], Tensor]) -> Outcome:
