@@ -112,7 +112,7 @@ class ForecastReport(Callback):
         few: Any,
         seed: int,
         lr: float,
-        after_epoch: Callable[[], None] = lambda: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Trains what of `model` takes gradients on the scenes `few`, in an order drawn from `seed`; each epoch ends
         with `tick`."""
