@@ -194,9 +194,9 @@ def transfer(args: argparse.Namespace) -> Rows:
     """Forecasters from each run's encoder and from random ones, `seeds` times on the same few scenes: mean and range.
 
     `rank` is the effective rank (exponential of the entropy of the squared singular values) of the lanes' states
-    before fine-tuning: how many directions the encoder tells lanes apart in. `hidden` and `hidden, other scene` are
-    end-point errors in metres of masked trajectories, rebuilt with the visible polylines of their scene and with those
-    of another one: equal where the decoder does not look at what the encoder says.
+    before fine-tuning: how many directions the encoder tells lanes apart in. `lane_error` and `trajectory_error` in
+    metres, of pre-training's held-out scenes, come with their own visible polylines and with those of another scene:
+    no difference means that the decoder does not look at what the encoder says.
     """
     torch.set_num_threads(1)
     report = ForecastReport(args.epochs, 16, args.lr)
@@ -228,7 +228,9 @@ def transfer(args: argparse.Namespace) -> Rows:
                 found.setdefault(key, []).append(value)
         row: dict[str, Any] = {"encoder from": name, "seeds": args.seeds}
         if start is not None:
-            row["hidden"], row["hidden, other scene"] = (hidden_error(start, whole, shift) for shift in (0, 1))
+            for shift, context in enumerate(("", ", other scene")):
+                for key, value in rebuilt(start, whole, shift).items():
+                    row[key + context] = value
         for key, values in found.items():
             row[key] = float(np.mean(values))
             row[f"{key} range"] = f"{min(values):.3g} to {max(values):.3g}"
@@ -237,20 +239,19 @@ def transfer(args: argparse.Namespace) -> Rows:
 
 
 @torch.no_grad()
-def hidden_error(model: TrajectoryMAE, batch: dict[str, torch.Tensor], shift: int) -> float:
-    """End-point error of masked trajectories whose decoder sees the polylines of the scene `shift` rows on."""
+def rebuilt(model: TrajectoryMAE, batch: dict[str, torch.Tensor], shift: int) -> dict[str, float]:
+    """End-point errors of what is masked, when the decoders see the polylines of the scene `shift` rows on."""
 
     def move(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         queries, valid, context, context_valid = inputs
         return queries, valid, context.roll(shift, 0), context_valid.roll(shift, 0)
 
-    handle = model.traj_decoder.register_forward_pre_hook(move)
-    try:
-        return float(
-            reconstruction_errors(model.reconstruct(batch, model.fixed_masks(batch, 0)))["trajectory_error"][0]
-        )
-    finally:
+    # The two decoders have scenes of one kind each, so that a lane's decoder gets a scene with masked lanes, too.
+    handles = [part.register_forward_pre_hook(move) for part in (model.map_decoder, model.traj_decoder)]
+    errors = reconstruction_errors(model.reconstruct(batch, model.fixed_masks(batch, 0)))
+    for handle in handles:
         handle.remove()
+    return {key: float(value) for key, (value, count) in errors.items() if count and "straight" not in key}
 
 
 def main() -> None:
