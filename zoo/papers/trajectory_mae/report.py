@@ -168,7 +168,7 @@ class ForecastReport(Callback):
             if self.seeds == 1 or row["name"] not in keys or side not in outcomes:
                 return f"{value:.3f}"
             found = [outcome[keys[row["name"]]] for outcome in outcomes[side]]
-            return f"{value:.3f} ({min(found):.3f} to {max(found):.3f})"
+            return f"{value:.3f} ({min(found):.2f}-{max(found):.2f})"
 
         for row in rows:
             name = row["baseline_name"]
