@@ -39,6 +39,7 @@ from zoo.driving.synthesis import generate_scenes
 from zoo.driving.towns import make_town
 from zoo.loading import load
 from zoo.papers.trajectory_mae import TrajectoryForecaster, TrajectoryMAE
+from zoo.papers.trajectory_mae.module import reconstruction_errors
 from zoo.papers.trajectory_mae.report import ForecastReport
 
 Rows = list[dict[str, Any]]
@@ -193,13 +194,18 @@ def transfer(args: argparse.Namespace) -> Rows:
     """Forecasters from each run's encoder and from random ones, `seeds` times on the same few scenes: mean and range.
 
     `rank` is the effective rank (exponential of the entropy of the squared singular values) of the lanes' states
-    before fine-tuning: how many directions the encoder tells lanes apart in.
+    before fine-tuning: how many directions the encoder tells lanes apart in. `lane_error` and `trajectory_error` in
+    metres, of pre-training's held-out scenes, come with their own visible polylines and with those of another scene:
+    no difference means that the decoder does not look at what the encoder says.
     """
     torch.set_num_threads(1)
     report = ForecastReport(args.epochs, 16, args.lr)
     few, held_out = DrivingDataModule(generated_size=args.town, unseen_train=args.scenes).unseen_scenes()
     probe = to_batch([few[i] for i in range(min(48, len(few)))])
     starts = {str(run): load(str(run)) for run in args.runs}
+    data = DrivingDataModule(generated_size=args.town, batch_size=128)
+    data.setup()
+    whole = next(iter(data.val_dataloader()))
     shape = {key: next(iter(starts.values())).hparams[key] for key in ("width", "depth", "normalise")}
     rows: Rows = []
     for name, start in {**starts, "random": None}.items():
@@ -221,11 +227,31 @@ def transfer(args: argparse.Namespace) -> Rows:
             for key, value in outcome.items():
                 found.setdefault(key, []).append(value)
         row: dict[str, Any] = {"encoder from": name, "seeds": args.seeds}
+        if start is not None:
+            for shift, context in enumerate(("", ", other scene")):
+                for key, value in rebuilt(start, whole, shift).items():
+                    row[key + context] = value
         for key, values in found.items():
             row[key] = float(np.mean(values))
             row[f"{key} range"] = f"{min(values):.3g} to {max(values):.3g}"
         rows.append(row)
     return rows
+
+
+@torch.no_grad()
+def rebuilt(model: TrajectoryMAE, batch: dict[str, torch.Tensor], shift: int) -> dict[str, float]:
+    """End-point errors of what is masked, when the decoders see the polylines of the scene `shift` rows on."""
+
+    def move(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        queries, valid, context, context_valid = inputs
+        return queries, valid, context.roll(shift, 0), context_valid.roll(shift, 0)
+
+    # The two decoders have scenes of one kind each, so that a lane's decoder gets a scene with masked lanes, too.
+    handles = [part.register_forward_pre_hook(move) for part in (model.map_decoder, model.traj_decoder)]
+    errors = reconstruction_errors(model.reconstruct(batch, model.fixed_masks(batch, 0)))
+    for handle in handles:
+        handle.remove()
+    return {key: float(value) for key, (value, count) in errors.items() if count and "straight" not in key}
 
 
 def main() -> None:

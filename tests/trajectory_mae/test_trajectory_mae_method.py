@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from lightning import Callback, Trainer
 
+from datamodules.trajectory_mae import DrivingDataModule
 from zoo.driving.agents import drive
 from zoo.driving.features import Frame, LocalScene, Sample, collate, localise, make_sample
 from zoo.driving.maps import VectorMap
@@ -166,6 +168,40 @@ def test_released_mask_leaves_the_encoder_at_its_random_start(batch, official):
         optimizer.step()
     moved = [key for key, value in model.backbone.state_dict().items() if not torch.equal(value, start[key])]
     assert len(moved) == (0 if official else len([key for key in start if not key.endswith("_scale")]))
+
+
+@pytest.mark.parametrize("encoder_lr", [None, 0.004])
+def test_encoder_has_a_rate_of_its_own(tmp_path, encoder_lr):
+    """Both rates follow one schedule: up from nothing for an epoch, down to nothing at the end."""
+    model = tiny(normalise=True, lr=0.04, encoder_lr=encoder_lr, cosine=True, warmup_epochs=1)
+    rates: list[list[float]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    options = dict(max_epochs=3, limit_val_batches=0, logger=False, enable_checkpointing=False)
+    data = DrivingDataModule(batch_size=8, generated_runs=4, generated_size=2, cache_dir=str(tmp_path))
+    Trainer(accelerator="cpu", callbacks=[Watch()], enable_progress_bar=False, **options).fit(model, data)
+    encoder, decoders = map(list, zip(*rates, strict=True))
+    assert encoder == pytest.approx([rate * (1 if encoder_lr is None else 0.1) for rate in decoders])
+    top = len(rates) // 3
+    assert decoders[0] == 0
+    assert decoders[top] == pytest.approx(0.04) == max(decoders)
+    assert decoders[-1] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder_lr": 0.0}, "above 0"),
+        ({"warmup_epochs": -1.0, "cosine": True}, "at least 0"),
+        ({"warmup_epochs": 1.0}, "cosine"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ZooError, match=message):
+        tiny(**options)
 
 
 def test_normalised_features_come_back_in_metres(batch):

@@ -79,6 +79,9 @@ class TrajectoryMAE(ZooModule):
             Raw, the positions that tell the queries apart drown in coordinates of tens of metres, and the outputs take
             thousands of steps to grow to that size: short pre-training then learns nothing.
         lr: Adam's rate, constant as released, or with `cosine` falling to 0.
+        encoder_lr: the encoder's rate; None takes `lr`, as released. A short run wants it far below `lr`: until the
+            decoders look at the visible polylines, the encoder's gradient is noise, which Adam turns into full steps.
+        warmup_epochs: epochs over which the rates rise from 0, before the `cosine`.
     """
 
     # The 0.05 term for modes not yet used looks at the batch of a device, in order.
@@ -97,6 +100,8 @@ class TrajectoryMAE(ZooModule):
         normalise: bool = False,
         lr: float = 1.0e-4,
         cosine: bool = False,
+        encoder_lr: float | None = None,
+        warmup_epochs: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -106,8 +111,13 @@ class TrajectoryMAE(ZooModule):
             raise ZooError(f"mask_ratio is a share above 0 and up to 1, not {mask_ratio}.")
         if not 0 <= map_probability <= 1:
             raise ZooError(f"map_probability lies from 0 to 1, not at {map_probability}.")
-        if lr <= 0:
-            raise ZooError(f"A learning rate lies above 0, not at {lr}.")
+        for rate in (lr, encoder_lr):
+            if rate is not None and rate <= 0:
+                raise ZooError(f"A learning rate lies above 0, not at {rate}.")
+        if warmup_epochs < 0:
+            raise ZooError(f"warmup_epochs is at least 0, not {warmup_epochs}.")
+        if warmup_epochs and not cosine:
+            raise ZooError("warmup_epochs belongs to the schedule of `cosine: true`; without it the rate is constant.")
         self.backbone = VectorNetEncoder(width, depth, official_padding, normalise)
         self.traj_mask_token = nn.Parameter(torch.zeros(1, AGENT_VALUES))
         self.map_mask_token = nn.Parameter(torch.zeros(1, LANE_VALUES))
@@ -258,11 +268,21 @@ class TrajectoryMAE(ZooModule):
         return {"reconstructions": draw_reconstructions(self.reconstruct(batch, self.fixed_masks(batch, 0)), batch)}
 
     def configure_optimizers(self) -> Any:
+        h = self.hparams
+        encoder = list(self.backbone.parameters())
+        inside = {id(parameter) for parameter in encoder}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in inside]
         # The released code has a second Adam, with the same rate, for the heads: the same updates.
-        optimizer = torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.hparams.lr)
-        if not self.hparams.cosine:
+        optimizer = torch.optim.Adam(
+            [
+                {"name": "encoder", "params": encoder, "lr": h.lr if h.encoder_lr is None else h.encoder_lr},
+                {"name": "decoders", "params": rest, "lr": h.lr},
+            ]
+        )
+        if not h.cosine:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": warmup_cosine(self, optimizer, lr=self.hparams.lr)}
+        schedule = warmup_cosine(self, optimizer, lr=h.lr, warmup_epochs=h.warmup_epochs)  # scales both rates alike
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def reconstruction_errors(out: MAEOutput) -> dict[str, tuple[Tensor, int]]:

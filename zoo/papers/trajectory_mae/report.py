@@ -12,6 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -65,7 +66,8 @@ class ForecastReport(Callback):
         device = pl_module.device
         seed = torch.initial_seed() % 2**31
         outcomes: dict[str, list[Outcome]] = {name: [] for name in self.rates}
-        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
+        with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad(), Progress(transient=True) as bar:
+            task = bar.add_task("Forecasters", total=2 * self.seeds * self.epochs)
             for repeat in range(self.seeds):
                 for name, rate in self.rates.items():
                     torch.manual_seed(seed + repeat)
@@ -74,7 +76,7 @@ class ForecastReport(Callback):
                     if name == "pre-trained":
                         model.load_encoder(pl_module.state_dict())
                     model.to(device)
-                    self.train(model, few, seed + repeat, rate)
+                    self.train(model, few, seed + repeat, rate, lambda: bar.advance(task))
                     outcomes[name].append(self.score(held_out, device, lambda batch, m=model: m.predict(batch)[0]))
                     if name == "pre-trained":
                         trained = model
@@ -93,7 +95,7 @@ class ForecastReport(Callback):
         (folder / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         (folder / "results_seeds.json").write_text(json.dumps(outcomes, indent=2) + "\n", encoding="utf-8")
         _save(trained, folder / "forecaster.ckpt")
-        self._print(rows, len(few))
+        self._print(rows, len(few), outcomes)
         self._draw(folder / "figures", trained, held_out, data)
 
     def _batches(self, samples: Any, order: np.ndarray, device: torch.device) -> Any:
@@ -104,8 +106,16 @@ class ForecastReport(Callback):
             batch = to_tensors(collate([samples[int(i)] for i in order[start : start + self.batch_size]]))
             yield {key: value.to(device) for key, value in batch.items()}
 
-    def train(self, model: TrajectoryForecaster, few: Any, seed: int, lr: float) -> None:
-        """Trains what of `model` takes gradients on the scenes `few`, in an order drawn from `seed`."""
+    def train(
+        self,
+        model: TrajectoryForecaster,
+        few: Any,
+        seed: int,
+        lr: float,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Trains what of `model` takes gradients on the scenes `few`, in an order drawn from `seed`; each epoch ends
+        with `tick`."""
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
         samples = [few[index] for index in range(len(few))]
         steps = self.epochs * -(-len(samples) // self.batch_size)
@@ -119,6 +129,7 @@ class ForecastReport(Callback):
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+            tick()
         model.eval()
 
     def score(self, held_out: Any, device: torch.device, predict: Callable[[dict[str, Tensor]], Tensor]) -> Outcome:
@@ -145,13 +156,24 @@ class ForecastReport(Callback):
             figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
             plt.close(figure)
 
-    def _print(self, rows: list[dict[str, Any]], scenes: int) -> None:
-        title = f"What it learned (fine-tuned on {scenes} scenes of a town it never saw; lower is better)"
+    def _print(self, rows: list[dict[str, Any]], scenes: int, outcomes: dict[str, list[Outcome]]) -> None:
+        repeats = f", mean and range of {self.seeds} repeats" if self.seeds > 1 else ""
+        title = f"What it learned (fine-tuned on {scenes} scenes of a town it never saw{repeats}; lower is better)"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         for column, justify in (("", "left"), ("pre-trained", "right"), ("baseline", "right"), ("", "left")):
             table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        keys = {label: key for key, label in _METRICS.items()}
+
+        def cell(value: float, row: dict[str, Any], side: str) -> str:
+            if self.seeds == 1 or row["name"] not in keys or side not in outcomes:
+                return f"{value:.3f}"
+            found = [outcome[keys[row["name"]]] for outcome in outcomes[side]]
+            return f"{value:.3f} ({min(found):.2f}-{max(found):.2f})"
+
         for row in rows:
-            table.add_row(row["name"], f"{row['value']:.3f}", f"{row['baseline']:.3f}", row["baseline_name"])
+            name = row["baseline_name"]
+            ours, theirs = cell(row["value"], row, "pre-trained"), cell(row["baseline"], row, name)
+            table.add_row(row["name"], ours, theirs, name)
         Console().print(table)
 
 
