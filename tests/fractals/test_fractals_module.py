@@ -265,4 +265,4 @@ def test_parts_that_start_anew():
         assert torch.equal(value, source.state_dict()[key]), key
     assert TransferReport()._transferred(model, 3) is model
     with pytest.raises(ZooError, match="no part 'layer9'; it has conv1"):
-        TransferReport(anew=["layer9"])._transferred(model, 3)
+        TransferReport(anew=["layer9"]).on_fit_start(None, model)

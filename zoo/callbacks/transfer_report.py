@@ -45,8 +45,8 @@ class TransferReport(Callback):
         lrs: rates to choose from.
         head_lr_factor: how many times as fast the classifier learns, on both sides.
         tuning_draws: draws of labels that the rate is chosen with.
-        anew: parts of the backbone, such as "layer4", that start anew on the pre-trained side as well: the last stage
-            knows the fractals' classes and little else. Probe and fine-tuning both get the network without them.
+        anew: parts of the backbone, such as "layer4", that start anew on the pre-trained side as well: last stages may
+            know the pre-training task and little else. Probe and fine-tuning both get the network without them.
     """
 
     def __init__(
@@ -69,6 +69,13 @@ class TransferReport(Callback):
         self.anew = list(anew)
         first = max(self.seeds) + 1
         self.tuning_seeds = list(range(first, first + tuning_draws))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        backbone = getattr(pl_module, "backbone", None)
+        for name in self.anew:
+            if not isinstance(getattr(backbone, name, None), nn.Module):
+                parts = ", ".join(part for part, _ in backbone.named_children()) if backbone is not None else "none"
+                raise ZooError(f"TransferReport's anew: the backbone has no part {name!r}; it has {parts}.")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run or trainer.interrupted:
@@ -114,10 +121,6 @@ class TransferReport(Callback):
         if not self.anew:
             return model
         fresh = _untrained(model, seed)
-        for name in self.anew:
-            if not isinstance(getattr(model.backbone, name, None), nn.Module):
-                parts = ", ".join(part for part, _ in model.backbone.named_children())
-                raise ZooError(f"TransferReport's anew: the backbone has no part {name!r}; it has {parts}.")
         begins = tuple(f"backbone.{name}." for name in self.anew)
         kept = {key: value for key, value in model.state_dict().items() if not key.startswith(begins)}
         fresh.load_state_dict(fresh.state_dict() | kept)
