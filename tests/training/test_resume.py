@@ -203,9 +203,11 @@ def test_tensorboard_shows_every_event_once(recipe, whole, tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     logged = torch.load(folder / "checkpoints" / "last.ckpt")["zoo_resume"]["logged_steps"]
+    # Files are read in the order of their names, and those of one second may be out of it: none is, before or after.
+    time.sleep(1.1)
     with SummaryWriter(folder) as stale:
         stale.add_scalar("train/loss", 1e9, logged)
-    time.sleep(1.1)  # files are read in the order of their names, and those of one second and process may be out of it
+    time.sleep(1.1)
     assert (logged, 1e9) in [(step, round(value)) for step, value in events(folder)["train/loss"]]
     assert run(recipe, folder, "--resume") == 0
     assert len(list(folder.glob("events.out.tfevents.*"))) == 4
