@@ -57,7 +57,7 @@ class FractalsDataModule(ZooDataModule):
         mode: "fast", or "exact" for the official renderer's order of operations in float64.
         renderer: "cpu": loaders render. "device": loaders only draw what is to be shown, and the training device makes
             the pictures of a batch at once; the same ones, up to the points of the chaos game. One or two workers are
-            enough then. Not with `mode` "exact".
+            enough then. Not with `mode` "exact", `root`, or multi_instance pictures without `color` or `background`.
         points: points of the chaos game.
         jitter: change systems a little each time ("scale", "svd", "sval", "fractaldb-K", "none"); None is what the
             paper has for the task: scale, none, svd.
@@ -144,7 +144,9 @@ class FractalsDataModule(ZooDataModule):
                 f"The device puts up to {LAYERS} objects into a picture, not {objects[1]}: use renderer cpu."
             )
         if renderer == "device" and task == "multi_instance" and not (color and background):
-            raise ZooError("The device paints multi_instance pictures in colour on backgrounds: use renderer cpu.")
+            raise ZooError(
+                "renderer device paints multi_instance pictures in colour on backgrounds: grey takes renderer cpu."
+            )
         for name, value in (("per_class", per_class), ("val_images", val_images)):
             if value < 1:
                 raise ZooError(f"{name} is at least 1, not {value}.")
